@@ -61,9 +61,13 @@ def write_gguf(
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
     rope = config.get("rope_parameters") or {}
-    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if f"{architecture}.rope.freq_base" not in (metadata or {}):
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
@@ -83,6 +87,8 @@ def write_gguf(
     kept: dict[str, np.ndarray] = {}
     written: dict[str, tuple[np.ndarray, Type]] = {}
     for name, values in _gathered(load_file(folder / "model.safetensors")).items():
+        if ".act_fn." in name:  # these are in the metadata
+            continue
         stem, _, kind = name.replace("correction_bias", "correction.bias").rpartition(".")
         found = names.get_name(stem)
         assert found is not None, name

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from inflight.models import ForwardBatch
-from inflight.models.native import NativeDecoder
+from inflight.models import CausalLM, ForwardBatch
 
 BLOCK = 16
 DELTA: dict[str, Any] = {
@@ -62,7 +61,7 @@ def save_recurrent(family: str, folder: Path, **settings: Any) -> Any:
 
 
 def forward(
-    model: NativeDecoder,
+    model: CausalLM,
     tokens: list[int],
     start: int,
     slot: int,

@@ -121,11 +121,26 @@ class Norm:
     Attributes:
         weight: number of its weight (`NativeProgram.weight`).
         centered: the weight is stored as its distance from 1.
+        layered: the mean is taken off first (Ba et al., 2016, without a bias). Operations of their own have it, not
+            the input of a product.
     """
 
     weight: int
     eps: float
     centered: bool = False
+    layered: bool = False
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Queries are multiplied by 1 + factor * ln(1 + ⌊position / period⌋), as in Llama 4.
+
+    Attributes:
+        period: in tokens, at least 1.
+    """
+
+    factor: float
+    period: int
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from inflight.kernels.layout import (
     Bytes,
     Cost,
     DecodeArrays,
+    Growth,
     Layer,
     Norm,
     PackedBytes,
@@ -239,6 +240,9 @@ class NativeProgram(RecurrentProgram):
         rope: int | None,
         norms: tuple[Norm, Norm] | None = None,
         values: Norm | None = None,
+        *,
+        rotated: bool = False,
+        growth: Growth | None = None,
     ) -> None:
         """Norms and rotates queries and keys in place, and stores keys and values in the cache.
 
@@ -248,6 +252,8 @@ class NativeProgram(RecurrentProgram):
             rope: None: no rotation.
             norms: of the heads of queries and of keys.
             values: the norm of the heads of values, with the same eps.
+            rotated: the norms come behind the rotation.
+            growth: of queries; None: they stay as they are.
         """
         spec = self._layers[layer]
         if self._widths[at] < (spec.heads + (2 * spec.kv_heads if spec.source is None else 0)) * spec.dim:
@@ -257,6 +263,9 @@ class NativeProgram(RecurrentProgram):
         self._normed(values, spec.dim)
         second, third = (-1 if each is None else each.weight for each in (norms[1] if norms else None, values))
         rotation = -1 if rope is None else rope
+        if growth is not None:
+            settings |= {"growth": growth.factor, "period": growth.period}
+        settings["rotated"] = rotated
         self._add(OpCode.ROTATE, from_=at, to=at, layer=layer, rope=rotation, second=second, third=third, **settings)
 
     def attend(self, from_: int, to: int, layer: int) -> None:
@@ -320,16 +329,36 @@ class NativeProgram(RecurrentProgram):
         settings = self._normed(norm, self._norms[norm.weight])
         self._add(OpCode.ADD_TABLE, from_=at, to=at, layer=table, scale=scale, factor=factor, **settings)
 
+    def xielu(self, at: int, squares: int, exponentials: int, all_: int) -> None:
+        """at = xIELU(at) (Huang and Schlag, 2024): squares * x² + all * x above 0, and below
+        (exponentials + all) * (e ** x - 1 - x) + all * x.
+
+        Args:
+            squares, exponentials, all_: numbers of `weight`, of one factor each.
+        """
+        for number in (squares, exponentials, all_):
+            self._norm_fits(number, 1)
+        self._add(OpCode.XIELU, from_=at, to=at, norm=squares, second=exponentials, third=all_)
+
+    def norm_part(self, at: int, column: int, norm: Norm) -> None:
+        """Columns of `at` = their norm: as many from `column` on as it has weights."""
+        size = self._norms[norm.weight]
+        if not 0 <= column <= self._widths[at] - size:
+            raise ValueError(f"there are no {size} columns behind {column} of {self._widths[at]}")
+        self._add(OpCode.NORM, from_=at, to=at, column=column, **self._normed(norm, size, alone=True))
+
     def norm(self, from_: int, to: int, norm: Norm, *, add: bool = False, scale: float = 1.0) -> None:
         """to = norm(from), or to += scale * norm(from)."""
         self._fits(self._widths[from_], to)
+        if norm.layered and add:
+            raise ValueError("a norm that takes the mean off is not added")
         self._add(
             OpCode.NORM,
             from_=from_,
             to=to,
             mode=Mode.ADD if add else Mode.STORE,
             scale=scale,
-            **self._normed(norm, self._widths[to]),
+            **self._normed(norm, self._widths[to], alone=True),
         )
 
     def mixture(
@@ -395,17 +424,20 @@ class NativeProgram(RecurrentProgram):
     def gather(self, from_: int, to: int, norm: Norm) -> None:
         """to = norm of the rows whose logits are wanted. All later operations have these rows only."""
         self._fits(self._widths[from_], to)
-        self._add(OpCode.GATHER, from_=from_, to=to, **self._normed(norm, self._widths[to]))
+        self._add(OpCode.GATHER, from_=from_, to=to, **self._normed(norm, self._widths[to], alone=True))
 
     def cap(self, at: int, divider: float, softcap: float | None) -> None:
         """at = softcap * tanh(at / divider / softcap)."""
         self._add(OpCode.CAP, from_=at, to=at, scale=divider, softcap=softcap or 0.0)
 
-    def _normed(self, norm: Norm | None, width: int) -> dict[str, Any]:
+    def _normed(self, norm: Norm | None, width: int, *, alone: bool = False) -> dict[str, Any]:
+        """An operation's settings. Args: alone: it does nothing else, so that every kind of norm is there."""
         if norm is None:
             return {}
         self._norm_fits(norm.weight, width)
-        return {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered}
+        if norm.layered and (norm.centered or not alone):
+            raise ValueError("norms that take the mean off are operations of their own, with plain weights")
+        return {"norm": norm.weight, "eps": norm.eps, "centered": norm.centered, "layered": norm.layered}
 
     # Adapters
 

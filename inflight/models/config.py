@@ -123,7 +123,8 @@ def _qwen3_next(config: Config) -> DecoderConfig:
         config.get("linear_value_head_dim", 128),
         config.get("linear_conv_kernel_dim", 4),
         bool(config.get("value_heads_tiled", False)),  # of a GGUF file
-        joined=family == "qwen3_next",
+        joined=family == "qwen3_next" and not config.get("apart_projections"),  # of a GGUF file
+        joined_rates=family == "qwen3_next",
     )
     if delta.value_heads % delta.key_heads or not 2 <= delta.taps <= 8:
         raise ValueError(f"{delta.value_heads} value heads, {delta.key_heads} key heads, {delta.taps} taps")

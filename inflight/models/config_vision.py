@@ -48,9 +48,19 @@ _GEMMA3 = {
     "sliding_window": 4096,
 }
 
+_MINISTRAL3 = {
+    "vocab_size": 131_072,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 34,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
     "mistral": _MISTRAL,
+    "ministral3": _MINISTRAL3,
     "qwen2": _QWEN,
     "qwen3": _QWEN,
     "gemma3_text": _GEMMA3,

@@ -24,10 +24,14 @@ from inflight.nn import (
     AttentionBatch,
     AttentionSpec,
     CosSin,
+    EvenNorm,
     Gate,
     RmsNorm,
     Rotation,
 )
+
+Part = Callable[[torch.Tensor], torch.Tensor]
+"""A part of a layer: a function of hidden states."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,45 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class WideNorm:
+    """A norm over the heads of all ranks.
+
+    Attributes:
+        weight: [heads * dim] of this rank's heads.
+        width: values of all heads.
+        copies: ranks that have each head.
+    """
+
+    weight: torch.Tensor
+    eps: float
+    width: int
+    copies: int
+    ranks: Ranks
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Args: x: [T, heads, dim]."""
+        wide = x.flatten(1).float()
+        squares = self.ranks.all_reduce(wide.pow(2).sum(-1, keepdim=True)) / self.copies
+        wide = self.weight.float() * (wide * torch.rsqrt(squares / self.width + self.eps))
+        return wide.to(x.dtype).view(x.shape)
+
+
+@dataclass(frozen=True)
 class Attention:
-    """Queries, keys and values in one product, attention, and the output product, summed over the ranks."""
+    """Queries, keys and values in one product, attention, and the output product, summed over the ranks.
+
+    Attributes:
+        rotated: the norms come behind the rotation.
+    """
 
     spec: AttentionSpec
     qkv: Linear
     out: Linear
     rope: str | None
-    q_norm: RmsNorm | None
-    k_norm: RmsNorm | None
+    q_norm: Part | None
+    k_norm: Part | None
     ranks: Ranks
+    rotated: bool = False
 
     def __call__(
         self,
@@ -64,17 +97,41 @@ class Attention:
         cos_sin: dict[str, CosSin],
         attention: AttentionBackend,
         batch: AttentionBatch,
+        grown: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """Args: grown: [T, 1, 1], what queries are multiplied with; None: nothing."""
         spec = self.spec
         sizes = [spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim, spec.num_kv_heads * spec.value_dim]
         q, k, v = (part.unflatten(-1, (-1, spec.head_dim)) for part in self.qkv(x).split(sizes, dim=-1))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        if not self.rotated:
+            q, k = self._normed(q, k)
         if self.rope is not None:
             rope, angles = ropes[self.rope], cos_sin[self.rope]
             q, k = rope.apply(q, angles), rope.apply(k, angles)
+        if self.rotated:
+            q, k = self._normed(q, k)
+        if grown is not None:
+            q = q * grown
         out = attention.forward(spec, batch, q, k, v)
         return self.ranks.all_reduce(self.out(out.flatten(1)))
+
+    def _normed(self, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
+
+
+@dataclass(frozen=True)
+class PlainMlp:
+    """down(act(up(x))), summed over the ranks."""
+
+    up: Linear
+    down: Linear
+    act: Part
+    ranks: Ranks
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ranks.all_reduce(self.down(self.act(self.up(x))))
 
 
 @dataclass(frozen=True)
@@ -118,14 +175,19 @@ class Mixture:
 
 @dataclass(frozen=True)
 class DecoderLayer:
-    """Attention and MLP with their norms; `after_*` exist in sandwich form only."""
+    """Attention and MLP with their norms, as far as the family has them.
+
+    Attributes:
+        parallel: the MLP reads what attention reads.
+    """
 
     attention: Attention
-    mlp: Callable[[torch.Tensor], torch.Tensor]
-    before_attention: RmsNorm
-    before_mlp: RmsNorm
-    after_attention: RmsNorm | None
-    after_mlp: RmsNorm | None
+    mlp: Part
+    before_attention: Part | None
+    before_mlp: Part | None
+    after_attention: Part | None
+    after_mlp: Part | None
+    parallel: bool = False
 
 
 class Decoder(TorchLM):
@@ -137,7 +199,7 @@ class Decoder(TorchLM):
         layers: list[DecoderLayer],
         embedding: torch.Tensor,
         head: torch.Tensor,
-        norm: RmsNorm,
+        norm: RmsNorm | EvenNorm,
         first_token: int,
         ranks: Ranks,
         weight_bytes: int,
@@ -215,18 +277,29 @@ class Decoder(TorchLM):
         """
         attention, scale = self._attention, self._config.residual_scale
         assert attention is not None
+        grown = self._grown(batch.positions, x.dtype)
         for index, layer in enumerate(self._layers):
-            y = layer.attention(layer.before_attention(x), self._ropes, cos_sin, attention, batch.attention)
+            source = x if layer.before_attention is None else layer.before_attention(x)
+            y = layer.attention(source, self._ropes, cos_sin, attention, batch.attention, grown)
             if layer.after_attention is not None:
                 y = layer.after_attention(y)
             x = x + (y if scale == 1.0 else y * scale)
-            y = layer.mlp(layer.before_mlp(x))
+            if not layer.parallel:
+                source = x if layer.before_mlp is None else layer.before_mlp(x)
+            y = layer.mlp(source)
             if layer.after_mlp is not None:
                 y = layer.after_mlp(y)
             x = x + (y if scale == 1.0 else y * scale)
             if batch.image_at is not None and index + 1 < len(given):
                 x = x.index_add(0, batch.image_at, given[index + 1])
         return x
+
+    def _grown(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        growth = self._config.growth
+        if growth is None:
+            return None
+        periods = (positions // growth.period).float()
+        return (1.0 + growth.factor * torch.log1p(periods)).to(dtype).view(-1, 1, 1)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._ranks.size == 1:

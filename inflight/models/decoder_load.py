@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from inflight.checkpoint import Weights, floats_into
 from inflight.device import Ranks
 from inflight.models.adapter import module_slices
 from inflight.models.config import DecoderConfig
-from inflight.models.decoder import Attention, Decoder, DecoderLayer, Linear, Mixture, Mlp
-from inflight.models.decoder_tensors import DecoderTensors
+from inflight.models.decoder import (
+    Attention,
+    Decoder,
+    DecoderLayer,
+    Linear,
+    Mixture,
+    Mlp,
+    Part,
+    PlainMlp,
+    WideNorm,
+)
+from inflight.models.decoder_tensors import XIELU, DecoderTensors
 from inflight.models.gemma4_shapes import LayerShape
 from inflight.models.gemma4_torch import (
     Gemma4Attention,
@@ -24,7 +35,8 @@ from inflight.models.gemma4_torch import (
 )
 from inflight.models.lora import AdapterTokens, LowRank
 from inflight.models.pieces import Piece
-from inflight.nn import AttentionSpec, RmsNorm, gating, to_array
+from inflight.nn import AttentionSpec, EvenNorm, RmsNorm, activation, gating, to_array, xielu
+from inflight.tensors import widened
 
 
 def load_decoder(
@@ -46,7 +58,7 @@ def load_decoder(
     layers = [source.layer(index) for index in numbers] if config.gemma4 is None else []
     parts = source.gemma4_layers() if config.gemma4 is not None else []
     own = source.own_table() if config.gemma4 is not None and config.gemma4.own_size else None
-    norm = source.norm("norm")
+    norm = source.last_norm()
     head = embedding if config.tied else source.vocabulary("head")
     make = Decoder if config.gemma4 is None else Gemma4Decoder
     low = source.adapter_tokens, source.low_ranks
@@ -95,6 +107,25 @@ class _Source:
         weight = self._stack((self._tensors.norm(name),))
         return RmsNorm(weight, self._config.eps, self._config.centered_norm)
 
+    def last_norm(self) -> RmsNorm | EvenNorm:
+        return EvenNorm(self.norm("norm").weight, self._config.eps) if self._config.layer_norm else self.norm("norm")
+
+    def _before(self, name: str) -> Part | None:
+        """The norm in front of a part, if there is one."""
+        if not self._config.norm_first:
+            return None
+        norm = self.norm(name)
+        return EvenNorm(norm.weight, norm.eps) if self._config.layer_norm else norm
+
+    def _of_heads(self, name: str) -> Part | None:
+        """The norm of queries or of keys, if there is one."""
+        config, tensors = self._config, self._tensors
+        if not config.wide_norm:
+            return self.norm(name) if config.qk_norm else None
+        heads, own = (config.heads, tensors.heads) if name.endswith("q_norm") else (config.kv_heads, tensors.kv_heads)
+        copies = self._ranks.size * own // heads
+        return WideNorm(self.norm(name).weight, config.eps, heads * config.head_dim, copies, self._ranks)
+
     def vocabulary(self, name: str) -> torch.Tensor:
         """This rank's rows of a table over the vocabulary; the last rank's is padded with zeros."""
         rows = self._stack(self._tensors.product(name).weights)
@@ -107,10 +138,11 @@ class _Source:
         return DecoderLayer(
             attention=self._attention(index),
             mlp=self._mixture(index) if mixed else self._mlp(index),
-            before_attention=self.norm(f"{index}.before_attention"),
-            before_mlp=self.norm(f"{index}.before_mlp"),
+            before_attention=self._before(f"{index}.before_attention"),
+            before_mlp=None if config.parallel else self._before(f"{index}.before_mlp"),
             after_attention=self.norm(f"{index}.after_attention") if config.sandwich else None,
             after_mlp=self.norm(f"{index}.after_mlp") if config.sandwich else None,
+            parallel=config.parallel,
         )
 
     def _attention(self, index: int) -> Attention:
@@ -121,9 +153,10 @@ class _Source:
             qkv=self._linear(f"{index}.qkv"),
             out=self._linear(f"{index}.out"),
             rope=config.rope_of[index],
-            q_norm=self.norm(f"{index}.q_norm") if config.qk_norm else None,
-            k_norm=self.norm(f"{index}.k_norm") if config.qk_norm else None,
+            q_norm=self._of_heads(f"{index}.q_norm"),
+            k_norm=self._of_heads(f"{index}.k_norm"),
             ranks=self._ranks,
+            rotated=config.norm_rotated,
         )
 
     def gemma4_layers(self) -> list[Gemma4Layer]:
@@ -201,9 +234,23 @@ class _Source:
         product = self._linear("own_in", adapted=False)
         return OwnTable(piece.read(self._weights), own.own_size**0.5, product, norm, config.layers)
 
-    def _mlp(self, index: int) -> Mlp:
-        act = gating(self._config.activation)
-        return Mlp(self._linear(f"{index}.gate_up"), self._linear(f"{index}.down"), act, self._ranks)
+    def _mlp(self, index: int) -> Mlp | PlainMlp:
+        config, parts = self._config, (self._linear(f"{index}.gate_up"), self._linear(f"{index}.down"))
+        if config.gated:
+            return Mlp(*parts, gating(config.activation), self._ranks)
+        return PlainMlp(*parts, self._xielu(index) if config.xielu else activation(config.activation), self._ranks)
+
+    def _xielu(self, index: int) -> Part:
+        """The activation with the layer's own factors, two of which are stored in front of a softplus."""
+        found = []
+        for kind in XIELU:
+            piece = self._tensors.array(f"{index}.{kind}")
+            piece.check(self._weights)
+            stored = piece.read(self._weights)
+            values = widened(stored if isinstance(stored, np.ndarray) else stored.dequantise())
+            found.append(float(values.reshape(-1)[0]))
+        squares, exponentials, linear = found
+        return xielu(float(np.logaddexp(0.0, squares)), float(np.logaddexp(0.0, exponentials)), linear)
 
     def _mixture(self, index: int) -> Mixture:
         experts = self._config.experts

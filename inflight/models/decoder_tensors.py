@@ -9,7 +9,8 @@ n.q_norm, n.k_norm if the family has them. Latent attention has those of `inflig
 
 Where attention has an output gate, its product is the last part of n.qkv. Recurrent layers have what
 `inflight.models.recurrent_tensors` says. A shared expert has n.shared_gate_up, n.shared_down and n.shared_router. Also
-float32 stay n.sinks, and n.expert_bias, which is added to the router's scores for the choice of experts.
+float32 stay n.sinks, n.expert_bias, which is added to the router's scores for the choice of experts, and n.squares,
+n.exponentials and n.linear, the factors of xIELU.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ from inflight.tensors import Floats
 log = logging.getLogger("inflight")
 
 _EMBEDDING = "embed_tokens.weight"
+XIELU: dict[str, tuple[str, tuple[int, ...]]] = {
+    "squares": ("alpha_p", (1,)),
+    "exponentials": ("alpha_n", (1,)),
+    "linear": ("beta", ()),
+}
+"""Names of its factors below `mlp.act_fn`. Its `eps` is not read: what it changes is smaller than itself, 1e-6."""
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.", "model.text_model.")
 
 
@@ -78,6 +85,9 @@ class DecoderTensors:
         if kind == "expert_bias":
             assert experts is not None
             return self._named(Piece(f"{prefix}{experts.bias}", (experts.count,)))
+        if kind in XIELU:
+            name, shape = XIELU[kind]
+            return Piece(f"{prefix}mlp.act_fn.{name}", shape)
         assert self.config.recurrence is not None
         return self._named(recurrent_array(self.config.recurrence, prefix, kind))
 
@@ -138,7 +148,7 @@ class DecoderTensors:
         if found is not None:
             return found
         if kind in ("q_norm", "k_norm"):
-            return Piece(f"{prefix}self_attn.{kind}.weight", (config.head_dim,))
+            return self._of_heads(f"{prefix}self_attn.{kind}.weight", kind == "q_norm")
         stored = {
             "before_attention": "input_layernorm",
             "before_mlp": "pre_feedforward_layernorm" if config.sandwich else "post_attention_layernorm",
@@ -146,6 +156,15 @@ class DecoderTensors:
             "after_mlp": "post_feedforward_layernorm",
         }[kind]
         return Piece(f"{prefix}{stored}.weight", (config.hidden,))
+
+    def _of_heads(self, name: str, queries: bool) -> Piece:
+        """The norm of queries or keys; this rank's part of one over all heads."""
+        config, dim = self.config, self.config.head_dim
+        if not config.wide_norm:
+            return Piece(name, (dim,))
+        heads, own = (config.heads, self.heads) if queries else (config.kv_heads, self.kv_heads)
+        first = self.rank * heads // self.size
+        return self._piece(name, (heads * dim,), first * dim, (first + own) * dim)
 
     def _shared_expert(self, module: str, kind: str) -> Product:
         """A product of the expert that every token takes."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from inflight.kernels import ACTIVATIONS, Growth
 from inflight.models.gemma4_shapes import Gemma4
 from inflight.models.recurrences import Recurrence
 
@@ -115,9 +116,14 @@ class DecoderConfig:
         fused_mlp: gate_up_proj in one tensor, also of a shared expert.
         gated: MLP and experts have a gate.
         qk_norm: norms of queries and keys by head.
+        wide_norm: these norms span all heads.
+        norm_rotated: these norms come behind the rotation.
         centered_norm: weights of norms are stored as their distance from 1.
         sandwich: norms after attention and MLP too.
         norm_first: norms in front of attention and MLP.
+        layer_norm: norms take the mean off first.
+        parallel: attention and MLP read one norm, the one in front of attention.
+        growth: of queries with their positions.
         interleaved: neighbours are rotated together in the checkpoint; rows of queries and keys are brought into the
             order of halves when they are read.
         windows: sliding window of each layer; None: full attention.
@@ -166,9 +172,14 @@ class DecoderConfig:
     mlp_bias: bool = False
     fused: bool = False
     qk_norm: bool = False
+    wide_norm: bool = False
+    norm_rotated: bool = False
     centered_norm: bool = False
     sandwich: bool = False
     norm_first: bool = True
+    layer_norm: bool = False
+    parallel: bool = False
+    growth: Growth | None = None
     interleaved: bool = False
     softcap: float | None = None
     final_softcap: float | None = None
@@ -211,8 +222,13 @@ class DecoderConfig:
     def on_torch(self) -> bool:
         """Whether torch's operators have all parts of the model."""
         plain = self.experts is None or self.experts.plain
-        norms = self.norm_first and not self.interleaved and self.latent is None
-        return self.recurrence is None and self.gated and plain and norms and self.multipliers == Multipliers()
+        known = self.activation in ACTIVATIONS or self.xielu
+        return self.recurrence is None and self.latent is None and known and plain and self.multipliers == Multipliers()
+
+    @property
+    def xielu(self) -> bool:
+        """Whether the MLP's activation has factors of its own (Apertus)."""
+        return self.activation == "xielu" and not self.gated
 
     def own_name(self, name: str) -> str:
         """The checkpoint's name of a tensor, by the name that it has in Llama's and Qwen's checkpoints.

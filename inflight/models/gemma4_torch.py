@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from inflight.device import Ranks
-from inflight.models.decoder import Decoder, Linear, Mlp
+from inflight.models.decoder import Decoder, Linear, Part
 from inflight.models.on_torch import TensorBatch
 from inflight.nn import AttentionBackend, AttentionSpec, CosSin, Gate, RmsNorm, Rotation, activation, to_tensor
 from inflight.tensors import Blocks, Quantised, Weight
@@ -112,7 +112,7 @@ class Gemma4Layer:
     """Attributes: scalar: [1], the factor behind the layer."""
 
     attention: Gemma4Attention
-    mlp: Mlp
+    mlp: Part
     experts: Gemma4Experts | None
     own: OwnInput | None
     before_attention: RmsNorm

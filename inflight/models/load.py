@@ -95,7 +95,7 @@ def engine_reason(config: DecoderConfig, settings: ModelConfig, size: int, devic
         return "several ranks run on torch's operators"
     if settings.dtype == "float16":
         return "float16 runs on torch's operators; leave --dtype out, or use bfloat16 or float32"
-    if config.activation not in ACTIVATIONS:
+    if config.activation not in ACTIVATIONS and not config.xielu:
         return f"the activation '{config.activation}' is not in it"
     return native_reason()
 
@@ -266,11 +266,11 @@ def _check_wanted(reason: str, settings: ModelConfig) -> None:
 
 
 def _expected_leftover(name: str, tied: bool) -> bool:
-    """Whether a tensor is unused for a known reason: a buffer of old exports, the second copy of a tied head, or a
-    classifier's head, which is read apart."""
+    """Whether a tensor is unused for a known reason: a buffer of old exports, the second copy of a tied head, a
+    classifier's head, which is read apart, or xIELU's eps."""
     if tied and ("lm_head" in name or name == "score.weight"):
         return True
-    return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias"))
+    return name.endswith(("rotary_emb.inv_freq", "masked_bias", "attn.bias", "act_fn.eps"))
 
 
 def _of_another_part(name: str, described: DecoderConfig) -> bool:

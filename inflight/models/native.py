@@ -37,7 +37,7 @@ from inflight.models.adapter import Adapter
 from inflight.models.adapter_products import adapted_products
 from inflight.models.base import CausalLM, DecodeRows, ForwardBatch, KeptForms, reaches
 from inflight.models.config import DecoderConfig
-from inflight.models.decoder_tensors import DecoderTensors
+from inflight.models.decoder_tensors import XIELU, DecoderTensors
 from inflight.models.native_gemma4 import Gemma4Layers
 from inflight.models.native_kept import NativeKept
 from inflight.models.native_latent import LatentLayers
@@ -110,6 +110,7 @@ class NativeDecoder(CausalLM):
         self.threads = settings.threads or processors()
         self._names: dict[int, str] = {}
         self._shared = self._gate = self._shared_wide = -1  # buffers of a shared expert
+        self._even = -1  # of norms that take the mean off
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
         try:
@@ -180,7 +181,8 @@ class NativeDecoder(CausalLM):
             if recurrent is not None and config.recurrent(index):
                 recurrent.read(x, name, before)
             if config.attends(index) and latent is None:
-                program.multiply(x, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=before)
+                source, norm = self._normed(x, before)
+                program.multiply(source, qkv, self._take(loader, f"{name}qkv", quant.layers), norm=norm)
             if recurrent is not None and config.recurrent(index):
                 recurrent.write(x, name)
             if latent is not None:
@@ -199,14 +201,28 @@ class NativeDecoder(CausalLM):
     def _attend(
         self, loader: WeightLoader, spec: Layer, index: int, qkv: int, attended: int, numbers: Mapping[str, int]
     ) -> None:
-        config, program, name = self._config, self._program, f"{index}."
-        layer = program.layer(spec, loader.array(program, f"{name}sinks") if config.sinks else None)
-        heads = None
-        if config.qk_norm:
-            heads = self._norm(loader, f"{name}q_norm"), self._norm(loader, f"{name}k_norm")
-        rope_name = config.rope_of[index]
-        program.rotate(qkv, layer, None if rope_name is None else numbers[rope_name], heads)
+        """The layer's norms and rotation of queries and keys, and its attention."""
+        config, program, heads = self._config, self._program, None
+        layer = program.layer(spec, loader.array(program, f"{index}.sinks") if config.sinks else None)
+        if config.qk_norm or config.wide_norm:
+            heads = self._norm(loader, f"{index}.q_norm"), self._norm(loader, f"{index}.k_norm")
+        if heads is not None and config.wide_norm:
+            program.norm_part(qkv, 0, heads[0])
+            program.norm_part(qkv, config.heads * config.head_dim, heads[1])
+            heads = None
+        rope = config.rope_of[index]
+        number = None if rope is None else numbers[rope]
+        program.rotate(qkv, layer, number, heads, rotated=config.norm_rotated, growth=config.growth)
         program.attend(qkv, attended, layer)
+
+    def _normed(self, x: int, norm: Norm | None) -> tuple[int, Norm | None]:
+        """What products read as norm(x): a buffer, and the norm that they still apply."""
+        if norm is None or not norm.layered:
+            return x, norm
+        if self._even < 0:
+            self._even = self._program.buffer(self._config.hidden)
+        self._program.norm(x, self._even, norm)
+        return self._even, None
 
     def _behind(
         self, loader: WeightLoader, x: int, buffers: tuple[int, int, int, int], index: int, quant: QuantConfig
@@ -223,12 +239,15 @@ class NativeDecoder(CausalLM):
         name, config = f"{index}.", self._config
         if not config.mixes(index) and not config.has_mlp(index):
             return wide
-        before = self._before(loader, f"{name}before_mlp")
+        if config.parallel:  # the buffer still holds the norm that attention read
+            source, before = self._even, None
+        else:
+            source, before = self._normed(x, self._before(loader, f"{name}before_mlp"))
         if config.mixes(index):
             assert before is not None
             self._mixture(loader, x, routed, name, before, quant)
             return wide
-        wide = self._mlp(loader, x, inner, wide, name, before, quant)
+        wide = self._mlp(loader, source, inner, wide, name, before, quant)
         self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant, config.multipliers.down)
         return wide
 
@@ -263,16 +282,19 @@ class NativeDecoder(CausalLM):
         Returns:
             That buffer, or -1.
         """
-        program, act = self._program, Activation[ACTIVATIONS[self._config.activation]]
-        config, multiplier = self._config, self._config.multipliers.gate
+        program, config, multiplier = self._program, self._config, self._config.multipliers.gate
         fused = config.gated and multiplier == 1.0
         gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=fused)
+        if config.xielu:
+            program.multiply(x, inner, gate_up, norm=norm)
+            program.xielu(inner, *(loader.array(program, f"{name}{kind}") for kind in XIELU))
+            return wide
         if len(gate_up) == 1 and multiplier == 1.0:
-            program.multiply(x, inner, gate_up, norm=norm, act=act)
+            program.multiply(x, inner, gate_up, norm=norm, act=self._act)
             return wide
         wide = program.buffer(2 * config.intermediate) if wide < 0 else wide
         program.multiply(x, wide, gate_up, norm=norm)
-        program.gate(wide, inner, act, multiplier)
+        program.gate(wide, inner, self._act, multiplier)
         return wide
 
     def _mixture(self, loader: WeightLoader, x: int, routed: int, name: str, norm: Norm, quant: QuantConfig) -> None:
@@ -299,7 +321,7 @@ class NativeDecoder(CausalLM):
                 experts.scale,
                 experts.single,
             ),
-            act=Activation[ACTIVATIONS[config.activation]],
+            act=self._act,
             scale=config.residual_scale,
         )
         if shared >= 0:
@@ -316,20 +338,23 @@ class NativeDecoder(CausalLM):
         assert experts is not None
         if self._shared < 0:
             self._shared, self._gate = program.buffer(experts.shared), program.buffer(1)
-        act = Activation[ACTIVATIONS[self._config.activation]]
         if experts.shared_gated:
             program.multiply(x, self._gate, self._take(loader, f"{name}shared_router", None), norm=norm)
         gate_up = self._take(loader, f"{name}shared_gate_up", quant.layers, gated=self._config.gated)
         if len(gate_up) == 1:
-            program.multiply(x, self._shared, gate_up, norm=norm, act=act)
+            program.multiply(x, self._shared, gate_up, norm=norm, act=self._act)
         else:
             if self._shared_wide < 0:
                 self._shared_wide = program.buffer(2 * experts.shared)
             program.multiply(x, self._shared_wide, gate_up, norm=norm)
-            program.gate(self._shared_wide, self._shared, act)
+            program.gate(self._shared_wide, self._shared, self._act)
         if experts.shared_gated:
             program.output_gate(self._gate, 0, self._shared)
         return self._shared
+
+    @property
+    def _act(self) -> Activation:
+        return Activation[ACTIVATIONS[self._config.activation]]
 
     def _take(
         self, loader: WeightLoader, name: str, precision: Precision | None, *, gated: bool = False
@@ -343,7 +368,8 @@ class NativeDecoder(CausalLM):
         return self._norm(loader, name) if self._config.norm_first else None
 
     def _norm(self, loader: WeightLoader, name: str) -> Norm:
-        return Norm(loader.norm(self._program, name), self._config.eps, self._config.centered_norm)
+        config = self._config
+        return Norm(loader.norm(self._program, name), config.eps, config.centered_norm, config.layer_norm)
 
     @property
     def isa(self) -> str:

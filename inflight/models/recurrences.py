@@ -14,8 +14,8 @@ class DeltaNet:
     Attributes:
         layers: which layers these are.
         key_heads, value_heads, key_dim, value_dim, taps, tiled: see `inflight.kernels.Delta`.
-        joined: the products of queries, keys, values and z are one tensor, key head by key head, and those of β and the
-            decays another (Qwen3-Next).
+        joined: the products of queries, keys, values and z are one tensor, key head by key head (Qwen3-Next).
+        joined_rates: those of β and the decays are another.
     """
 
     layers: tuple[bool, ...]
@@ -26,6 +26,7 @@ class DeltaNet:
     taps: int
     tiled: bool = False
     joined: bool = False
+    joined_rates: bool = False
 
     @property
     def kernel(self) -> RecurrentLayer:

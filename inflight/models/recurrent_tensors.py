@@ -87,7 +87,7 @@ def _delta(delta: DeltaNet, hidden: int, prefix: str, kind: str) -> Product:
     if kind == "mixer_out":
         return Product((Piece(f"{prefix}out_proj.weight", (hidden, values)),))
     rates = kind == "mixer_rates"
-    if not delta.joined:
+    if not (delta.joined_rates if rates else delta.joined):
         parts = (
             (("in_proj_b", delta.value_heads), ("in_proj_a", delta.value_heads))
             if rates

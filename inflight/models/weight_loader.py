@@ -102,6 +102,8 @@ class CheckpointLoader:
             values = np.ascontiguousarray(values.reshape(piece.shape[0], -1).T)
         if name.endswith(".decay"):
             values = -np.exp(values)
+        if name.endswith((".squares", ".exponentials")):
+            values = np.logaddexp(np.float32(0), values)  # stored in front of a softplus
         if name.endswith(".router_scale"):
             values = values * np.float32(values.size**-0.5)
         self._norms[name] = values.reshape(-1)

@@ -9,7 +9,7 @@ from inflight.nn.attention import (
     make_attention,
 )
 from inflight.nn.border import to_array, to_tensor
-from inflight.nn.layers import Activation, Gate, RmsNorm, activation, gating
+from inflight.nn.layers import Activation, EvenNorm, Gate, RmsNorm, activation, gating, xielu
 from inflight.nn.rope import CosSin, Rotation
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "AttentionBatch",
     "AttentionSpec",
     "CosSin",
+    "EvenNorm",
     "Gate",
     "LayerCache",
     "ReferenceAttention",
@@ -28,4 +29,5 @@ __all__ = [
     "make_attention",
     "to_array",
     "to_tensor",
+    "xielu",
 ]

@@ -36,6 +36,31 @@ class RmsNorm:
         return self.weight * wide.to(x.dtype)
 
 
+@dataclass(frozen=True)
+class EvenNorm:
+    """Layer norm (Ba et al., 2016) without a bias over the last dimension, computed in float32."""
+
+    weight: torch.Tensor
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        return F.layer_norm(wide, wide.shape[-1:], self.weight.float(), None, self.eps).to(x.dtype)
+
+
+def xielu(squares: float, exponentials: float, linear: float) -> Activation:
+    """xIELU (Huang and Schlag, 2024): squares * x² + linear * x above 0, and below
+    (exponentials + linear) * (e ** x - 1 - x) + linear * x."""
+
+    def act(x: torch.Tensor) -> torch.Tensor:
+        wide = x.float()
+        below = wide.clamp(max=0.0)
+        curve = squares * wide.clamp(min=0.0).square() + (exponentials + linear) * (torch.expm1(below) - below)
+        return (curve + linear * wide).to(x.dtype)
+
+    return act
+
+
 def activation(name: str) -> Activation:
     """The function of that name in configs.
 
@@ -66,6 +91,10 @@ def _swiglu_clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     return (up + 1) * (gate * torch.sigmoid(1.702 * gate))
 
 
+def _relu_squared(x: torch.Tensor) -> torch.Tensor:
+    return F.relu(x).square()
+
+
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate="tanh")
 
@@ -78,4 +107,5 @@ _ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "relu": F.relu,
+    "relu2": _relu_squared,
 }

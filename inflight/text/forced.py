@@ -282,6 +282,8 @@ FORMS: Mapping[str, _Form] = {
     "cohere_command_a": _Form(
         _object("tool_name", "parameters"), "<|START_ACTION|>[", ", ", "]<|END_ACTION|>", "<|START_ACTION|>"
     ),
+    "apertus": _Form(_around('{"@": ', "}"), "<|tools_prefix|>[", ", ", "]<|tools_suffix|>", "<|tools_prefix|>"),
+    "hunyuan_a13b": _Form(_object(), "<tool_calls>[", ", ", "]</tool_calls>", "<tool_calls>"),
     "gemma4": _Form(_loose("call:@{", "}", '<|"|>'), "<|tool_call>", "", "<tool_call|>", "<|tool_call>", True),
     "functiongemma": _Form(
         _loose("call:@{", "}", "<escape>"),

@@ -132,6 +132,13 @@ WRITTEN: list[tuple[str, str, str, list[str]]] = [
         "",
         ["add"],
     ),
+    (
+        "apertus",
+        f'I look.<|tools_prefix|>[{{"add": {JSON}}}, {{"now": {{}}}}]<|tools_suffix|>',
+        "I look.",
+        ["add", "now"],
+    ),
+    ("hunyuan_a13b", f"<tool_calls>[{CALL}, {NOW}]</tool_calls>", "", ["add", "now"]),
     ("openai", f"<|channel|>commentary to=functions.add <|constrain|>json<|message|>{JSON}<|call|>", "", ["add"]),
     (
         "openai",

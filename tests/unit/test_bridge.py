@@ -21,7 +21,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "OPT": {"ffn_dim": 96, "word_embed_proj_dim": 64},
     "StableLm": {},
     "Starcoder2": {"sliding_window": 11},
-    "Olmo2": {},
+    "Olmo": {},
     "Cohere": {"logit_scale": 1.0},
     "Phi": {},
 }

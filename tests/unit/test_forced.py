@@ -34,6 +34,7 @@ ADDED = """
 <|tool_calls_section_begin|>
 <|tool_calls_section_end|> <|tool_call_begin|> <|tool_call_argument_begin|> <|tool_call_end|> <|tool_call|> <|channel|>
 <|message|> <|constrain|> <|start|> <|end|> <|tool_call> <tool_call|> <|"|> <escape> <|START_ACTION|> <|END_ACTION|>
+<|tools_prefix|> <|tools_suffix|> <tool_calls> </tool_calls>
 """
 WEATHER = '{"city": "Bern", "days": 3}'
 TEXTS = {
@@ -57,6 +58,8 @@ TEXTS = {
     "phi4_mini_json": f'<|tool_call|>[{{"name": "weather", "arguments": {WEATHER}}}]<|/tool_call|>',
     "nemotron": f'<TOOLCALL>[{{"name": "weather", "arguments": {WEATHER}}}]</TOOLCALL>',
     "cohere_command_a": f'<|START_ACTION|>[{{"tool_name": "weather", "parameters": {WEATHER}}}]<|END_ACTION|>',
+    "apertus": f'<|tools_prefix|>[{{"weather": {WEATHER}}}, {{"now": {{}}}}]<|tools_suffix|>',
+    "hunyuan_a13b": f'<tool_calls>[{{"name": "weather", "arguments": {WEATHER}}}]</tool_calls>',
     "seed_oss": "<seed:tool_call>\n<function=weather>\n<parameter=city>Bern</parameter>\n</function>\n"
     "</seed:tool_call>",
     "minimax_m2": '<minimax:tool_call>\n<invoke name="weather">\n<parameter name="city">Bern</parameter>\n</invoke>\n'

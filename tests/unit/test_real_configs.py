@@ -242,7 +242,7 @@ def test_what_is_refused(settings: Config, text: str) -> None:
         make_rope(rope, described.head_dim, described.max_positions)
 
 
-@pytest.mark.parametrize("family", ["olmo2", "qwen2_vl", "cohere2", "deepseek_v32"])
+@pytest.mark.parametrize("family", ["olmo", "qwen2_vl", "cohere", "deepseek_v32"])
 def test_families_that_transformers_computes(family: str) -> None:
     """They go to the bridge, which has its own checks."""
     assert decoder_config(like(llama(512, 8, 8, 4096), family)) is None

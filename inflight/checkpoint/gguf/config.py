@@ -12,7 +12,21 @@ from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.gemma4 import gemma4
 from inflight.checkpoint.gguf.hybrid import HYBRID, falcon_h1, granite_hybrid, largest, lfm2, nemotron_h
 from inflight.checkpoint.gguf.latent import deepseek2, minicpm3
-from inflight.checkpoint.gguf.more import arcee, ernie, exaone4, glm4, glm4_moe, seed_oss
+from inflight.checkpoint.gguf.more import (
+    apertus,
+    arcee,
+    cohere2,
+    delta_layers,
+    ernie,
+    exaone4,
+    glm4,
+    glm4_moe,
+    hunyuan,
+    mistral3,
+    olmo2,
+    qwen3_next,
+    seed_oss,
+)
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.errors import StartError
 
@@ -245,6 +259,7 @@ def _qwen35(file: GgufParts, config: Json) -> None:
     metadata, name = file.metadata, config["model_type"]
     heads = whole_number(metadata, f"{name}.ssm.time_step_rank")
     experts = name == "qwen35moe"
+    delta_layers(file, config)
     config.update(
         model_type="qwen3_5_moe_text" if experts else "qwen3_5_text",
         num_hidden_layers=config["num_hidden_layers"] - int(_number(file, f"{name}.nextn_predict_layers", 0)),
@@ -331,9 +346,15 @@ def _pattern(file: GgufParts, config: Json, key: str) -> None:
     config["layer_types"] = ["sliding_attention" if slides else "full_attention" for slides in sliding]
 
 
-def _exaone4(file: GgufParts, config: Json) -> None:
-    exaone4(file, config)
-    _pattern(file, config, "exaone4.attention.sliding_window_pattern")
+def _patterned(read: Callable[[GgufParts, Json], None]) -> Callable[[GgufParts, Json], None]:
+    """Reads the layers with a sliding window too."""
+
+    def finish(file: GgufParts, config: Json) -> None:
+        architecture = config["model_type"]
+        read(file, config)
+        _pattern(file, config, f"{architecture}.attention.sliding_window_pattern")
+
+    return finish
 
 
 def _gemma3(file: GgufParts, config: Json) -> None:
@@ -341,16 +362,6 @@ def _gemma3(file: GgufParts, config: Json) -> None:
     rope = {**config["rope_parameters"], "rope_theta": _number(file, "gemma3.rope.freq_base", _GLOBAL_THETA)}
     local = {"rope_type": "default", "rope_theta": _number(file, "gemma3.rope.freq_base_swa", _LOCAL_THETA)}
     config.update(model_type="gemma3_text", rope_parameters={"full_attention": rope, "sliding_attention": local})
-
-
-def _mistral3(file: GgufParts, config: Json) -> None:
-    """Mistral Small 3.1 and later, as llama.cpp converts them now."""
-    if _number(file, "mistral3.attention.temperature_scale", 0.0):
-        raise StartError(
-            f"'{file.path}' scales its queries by their positions (mistral3.attention.temperature_scale), as Ministral "
-            "3 does, which is not read from GGUF; use the model's checkpoint in Hugging Face layout"
-        )
-    config.update(model_type="mistral", sliding_window=None)
 
 
 def _qwen_vl(kind: str) -> Callable[[GgufParts, Json], None]:
@@ -380,7 +391,7 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "phi3": ("Phi3", _phi3),
     "granite": ("Granite", _granite),
     "smollm3": ("SmolLM3", _smollm3),
-    "mistral3": ("Mistral", _mistral3),
+    "mistral3": ("Mistral", mistral3),
     "lfm2": ("Lfm2", lfm2),
     "lfm2moe": ("Lfm2Moe", lfm2),
     "granitehybrid": ("GraniteMoeHybrid", granite_hybrid),
@@ -391,8 +402,13 @@ _ARCHITECTURES: dict[str, tuple[str, Callable[[GgufParts, Json], None]]] = {
     "arcee": ("Arcee", arcee),
     "glm4": ("Glm4", glm4),
     "glm4moe": ("Glm4Moe", glm4_moe),
-    "exaone4": ("Exaone4", _exaone4),
+    "exaone4": ("Exaone4", _patterned(exaone4)),
     "ernie4_5": ("Ernie4_5_", ernie),
     "deepseek2": ("DeepseekV2", deepseek2),
     "minicpm3": ("MiniCPM3", minicpm3),
+    "olmo2": ("Olmo3", _patterned(olmo2)),
+    "hunyuan-dense": ("HunYuanDenseV1", hunyuan),
+    "apertus": ("Apertus", apertus),
+    "cohere2": ("Cohere2", _patterned(cohere2)),
+    "qwen3next": ("Qwen3Next", qwen3_next),
 }

@@ -45,6 +45,7 @@ _DELTA = {
     "ssm_out": "linear_attn.out_proj",
     "post_attention_norm": "post_attention_layernorm",
 }
+_NEXT = {**_DELTA, "ssm_in": "linear_attn.in_proj_qkvz", "ssm_ba": "linear_attn.in_proj_ba"}
 _QWEN_EXPERTS = {
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps": "mlp.experts.{}.gate_proj",
@@ -135,6 +136,8 @@ _OTHERS = {
     "exaone4": _GEMMA,
     "deepseek2": {**_ROUTED, **_LATENT},
     "minicpm3": _LATENT,
+    "olmo2": _GEMMA,
+    "qwen3next": {**_NEXT, **_ROUTED},
     "nemotron_h_moe": {**_MAMBA, **_ROUTED},
 }
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+?)(?:\.(\d+))?\.(weight|bias)")

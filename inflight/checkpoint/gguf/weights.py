@@ -10,6 +10,7 @@ import numpy as np
 from inflight.checkpoint.files import Slice, Tensor, sliced
 from inflight.checkpoint.gguf.file import whole_number
 from inflight.checkpoint.gguf.hybrid import largest
+from inflight.checkpoint.gguf.more import xielu
 from inflight.checkpoint.gguf.names import MAMBA, hf_name
 from inflight.checkpoint.gguf.parts import GgufParts, Placed
 from inflight.checkpoint.gguf.rare import RARE, as_integers
@@ -24,8 +25,9 @@ _TURNED = ("llama", "granite", "granitehybrid", "smollm3", "mistral3", "arcee")
 """Architectures whose rotation pairs neighbours in llama.cpp (LLAMA_ROPE_TYPE_NORM), halves in Hugging Face's. Granite
 4 H has no rotation, but its converter orders rows so too, and adapters come in the other order."""
 _GEMMA = ("gemma2", "gemma3")
-_DELTA = ("qwen35", "qwen35moe")
-"""Architectures with gated delta rules."""
+_TILED = ("qwen35", "qwen35moe")
+_DELTA = (*_TILED, "qwen3next")
+"""Architectures with gated delta rules; in the first two the value heads of a key head lie apart."""
 _FLAT = (".ssm_a", ".ssm_d", ".ssm_norm.weight")
 _FUSED = ("phi3", *_DELTA)
 """Architectures whose queries, keys and values are one tensor in Hugging Face's checkpoints too."""
@@ -74,12 +76,13 @@ class GgufWeights(Source):
         self._stored: dict[str, Stored] = {}
         self._orders: dict[tuple[str, int], np.ndarray] = {}
         self._read: list[Placed] = []
+        self._given = xielu(file.metadata) if self._architecture == "apertus" else {}
         for name, placed in file.tensors.items():
             if name in _IN_CONFIG:
                 continue
             for own, rows in self._apart(name, placed):
                 self._add(own, placed, rows)
-        self.names = list(self._stored)
+        self.names = [*self._stored, *self._given]
         self.size = sum(placed.info.size for name, placed in file.tensors.items() if name not in _IN_CONFIG)
 
     @property
@@ -90,18 +93,20 @@ class GgufWeights(Source):
     @property
     def reordered(self) -> bool:
         """Whether heads of other tensors have another order, too."""
-        return self._architecture in _DELTA
+        return self._architecture in _TILED
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored
+        return name in self._stored or name in self._given
 
     def pieces(self, name: str) -> list[str]:
         return [name]
 
     def shape(self, name: str) -> list[int]:
-        return self._find(name).shape
+        return list(self._given[name].shape) if name in self._given else self._find(name).shape
 
     def check(self, name: str, wanted: Sequence[int]) -> None:
+        if name in self._given:
+            return
         stored = self._find(name)
         info = stored.placed.info
         where = f"tensor '{info.name}' in '{stored.placed.file.path}'"
@@ -115,6 +120,8 @@ class GgufWeights(Source):
             raise StartError(f"{where} has shape {stored.shape}, its metadata wants {list(wanted)}; is it broken?")
 
     def read(self, name: str, shape: Sequence[int], part: Slice | None = None) -> Weight:
+        if name in self._given:
+            return self._given[name]
         self.check(name, shape)
         stored = self._find(name)
         rows = self._rows(stored)

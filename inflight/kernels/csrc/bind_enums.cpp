@@ -64,6 +64,7 @@ void bind_enums(nb::module_& m) {
         .value("SCALE", OpCode::kScale)
         .value("ADD_TABLE", OpCode::kAddTable)
         .value("GATE_BY", OpCode::kGateBy)
+        .value("XIELU", OpCode::kXielu)
         .value("END_UNWANTED", OpCode::kEndUnwanted)
         .value("HEADS", OpCode::kHeads)
         .value("LATENT", OpCode::kLatent);

@@ -87,6 +87,18 @@ INLINE F exp2_short(F x) {
 
 INLINE F exponential(F x) { return exp2(mul(x, splat(kLog2e))); }
 
+// e ** x - 1, with the digits of small results: 1 is taken off the power of two alone, which is 0 where x is small.
+INLINE F exponential_less_one(F x) {
+    x = max(mul(x, splat(kLog2e)), splat(kLeastPower));
+    F n = rounded(x), r = sub(x, n), p;
+    p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
+    p = fma(p, r, splat(9.6181291e-3f));
+    p = fma(p, r, splat(5.5504109e-2f));
+    p = fma(p, r, splat(2.4022651e-1f));
+    p = fma(p, r, splat(6.9314718e-1f));
+    return add(scaled(mul(p, r), n), sub(scaled(splat(1.0f), n), splat(1.0f)));
+}
+
 // At most 80: beyond, e ** x would leave the exponents of a float, and 1 / (1 + e ** 80) is as good as 0.
 INLINE F bounded(F x) { return sub(zero(), max(sub(zero(), x), splat(-80.0f))); }
 

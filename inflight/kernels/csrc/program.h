@@ -36,6 +36,7 @@ enum class OpCode : int {
     kScale,
     kAddTable,
     kGateBy,
+    kXielu,
     kEndUnwanted,  // what follows writes no cache: tokens without wanted logits end here
     kHeads,        // products of heads: a part of `from` and of `to` for each
     kLatent        // the rotated parts of `from`'s heads go to `to`; what `into` holds of a token is stored
@@ -48,16 +49,23 @@ struct Operation {
     int layer = -1;             // kRotate, kAttend; kAddRows: of `Step::added`; kRecur: the recurrent layer; kAddTable:
                                 // the table
     int rope = -1;              // kRotate; -1: no rotation
-    int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys; kScale: the one factor
-    int third = -1;              // kRotate: of values; kMixture: factors of the experts' weights; -1: none
+    int norm = -1, second = -1;  // weights of norms: of the input, or of queries and keys; kScale: the one factor;
+                                 // kXielu: the factors of squares and of exponentials
+    int third = -1;              // kRotate: of values; kMixture: factors of the experts' weights; -1: none; kXielu: the
+                                 // factor of all
     float eps = 0.0f;
     bool centered = false;
+    bool layered = false;  // kNorm, kGather: the mean is taken off first
+    bool rotated = false;  // kRotate: norms come behind the rotation
+    float growth = 0.0f;   // kRotate: queries are multiplied by 1 + growth * ln(1 + ⌊position / period⌋)
+    int64_t period = 0;
     Mode mode = Mode::kStore;            // kProduct (kGate: of one only), kNorm (kStore, kAdd)
     Activation act = Activation::kSilu;  // also of kGate: `to` = act(first half of `from`) * second half
     float scale = 1.0f;                  // of what is added; of an embedding; kCap: the divider
     float softcap = 0.0f;                // kCap
     float factor = 1.0f;                 // kAddTable: of the sum
-    int64_t column = 0;                  // kOutputGate, kGateBy: of `from`, where what gates begins
+    int64_t column =
+        0;  // kOutputGate, kGateBy: of `from`, where what gates begins; kNorm: of both, where the part begins
     // kMixture: `from` holds the layer's input, `to` the router's logits; the result is added to `into`, or where that
     // is -1 to `from`; another buffer is zeroed first
     int into = -1;

@@ -198,7 +198,17 @@ void layer_norm(const float* x, int64_t n, const float* weight, const float* bia
     const F factor = splat(1.0f / sqrtf(sum(squares) / static_cast<float>(n) + eps));
     for (int64_t i = 0; i < n; i += kLanes) {
         F y = mul(sub(load_part(x + i, n - i), mean), factor);
-        store_part(out + i, fma(y, load_part(weight + i, n - i), load_part(bias + i, n - i)), n - i);
+        const F w = load_part(weight + i, n - i);
+        store_part(out + i, bias ? fma(y, w, load_part(bias + i, n - i)) : mul(y, w), n - i);
+    }
+}
+
+void xielu(float squares, float exponentials, float all, int64_t n, float* x) {
+    const F square = splat(squares), scale = splat(all), exponential = splat(exponentials + all);
+    for (int64_t i = 0; i < n; i += kLanes) {
+        const F v = load_part(x + i, n - i), above = max(v, zero()), below = sub(v, above);
+        const F curve = fma(mul(square, above), above, mul(exponential, sub(exponential_less_one(below), below)));
+        store_part(x + i, fma(scale, v, curve), n - i);
     }
 }
 

@@ -302,7 +302,7 @@ struct Kernels {
     void (*axpy)(float* out, const float* x, float factor, int64_t n);
     // out = act(scale * gate) * up, see `gated`.
     void (*gate)(Activation, const float* gate, float scale, const float* up, int64_t n, float* out);
-    // out = (x - mean) / sqrt(variance + eps) * weight + bias.
+    // out = (x - mean) / sqrt(variance + eps) * weight + bias; bias may be null.
     void (*layer_norm)(const float* x, int64_t n, const float* weight, const float* bias, float eps, float* out);
     // One key head with its value heads, whose part of the row's state is `state`.
     void (*delta)(const Delta&, const RowTokens&, int64_t key_head, float* state, float* scratch);
@@ -315,6 +315,9 @@ struct Kernels {
     void (*mamba_norm)(const Mamba&, const float* z, float* out);
     // out *= σ(x); `broadcast`: all by σ(x[0]).
     void (*output_gate)(const float* x, bool broadcast, int64_t n, float* out);
+    // xIELU (Huang and Schlag, 2024) in place: squares * x² + all * x above 0, (exponentials + all) * (e ** x - 1 - x)
+    // + all * x below.
+    void (*xielu)(float squares, float exponentials, float all, int64_t n, float* x);
 
     // Rows [first, last) of first factors with the inputs of tokens, which are readable up to the factors' depth.
     void (*shrink)(const LowFirst&, const float* const* x, int64_t tokens, int64_t first, int64_t last,

@@ -43,6 +43,12 @@ void rope_cos_sin(const Rope& rope, int64_t position, int64_t reach, const int64
     }
 }
 
+// What queries at a position are multiplied with, see Operation::growth.
+float growth_at(const Operation& op, int64_t position) {
+    if (!op.period || position < op.period) return 1.0f;
+    return 1.0f + op.growth * std::log(1.0f + static_cast<float>(position / op.period));
+}
+
 }  // namespace
 
 void Program::Worker::run() {
@@ -76,6 +82,7 @@ void Program::Worker::run() {
             case OpCode::kGateBy: gate_by(op); break;
             case OpCode::kHeads: multiply_heads(op); break;
             case OpCode::kLatent: store_latent(op); break;
+            case OpCode::kXielu: xielu(op); break;
             case OpCode::kEndUnwanted:
                 if (!slice().step.wanted) return;
                 break;
@@ -271,11 +278,20 @@ void Program::Worker::rotate(const Operation& op) {
         float* all = buffer(op.to) + i * width(op.to);
         if (!head && i + 1 < step.count) prefetch(all + width(op.to), width(op.to));
         const float* cos = half ? program.cos_sin_[rope].get() + i * 2 * half : nullptr;
-        for (int64_t g = 0; g < group; g++)
-            kernels().rotate(all + (head * group + g) * a.dim, a.dim, queries, cos, cos + half, 2 * half);
+        auto turn = [&](float* x, const Norm& norm) {
+            const Norm none{nullptr, 0.0f, false};
+            kernels().rotate(x, a.dim, op.rotated ? none : norm, cos, cos + half, 2 * half);
+            if (op.rotated && norm.weight) kernels().norm(x, a.dim, norm, false, 1.0f, x);
+        };
+        const float grown = growth_at(op, step.positions[i]);
+        for (int64_t g = 0; g < group; g++) {
+            float* query = all + (head * group + g) * a.dim;
+            turn(query, queries);
+            for (int64_t d = 0; d < a.dim && grown != 1.0f; d++) query[d] *= grown;
+        }
         if (a.source >= 0) return;
         float *key = all + (a.heads + head) * a.dim, *value = key + a.kv_heads * a.dim;
-        kernels().rotate(key, a.dim, keys, cos, cos + half, 2 * half);
+        turn(key, keys);
         if (values.weight) kernels().norm(value, a.dim, values, false, 1.0f, value);
         kernels().store_kv(a, key, value, head, step.slots[i]);
     });
@@ -349,12 +365,15 @@ void Program::Worker::output_gate(const Operation& op) {
     });
 }
 
+// The norm of as many columns as it has weights.
 void Program::Worker::norm(const Operation& op, int64_t rows) {
-    Norm norm = norm_of(op.norm, op);
-    int64_t columns = width(op.to);
+    const Norm norm = norm_of(op.norm, op);
+    const int64_t columns = static_cast<int64_t>(program.norms_[static_cast<size_t>(op.norm)].size());
     each(rows, [&](int64_t row) {
-        kernels().norm(buffer(op.from) + row * columns, columns, norm, op.mode == Mode::kAdd, op.scale,
-                       buffer(op.to) + row * columns);
+        const float* from = buffer(op.from) + row * width(op.from) + op.column;
+        float* to = buffer(op.to) + row * width(op.to) + op.column;
+        if (op.layered) return kernels().layer_norm(from, columns, norm.weight, nullptr, norm.eps, to);
+        kernels().norm(from, columns, norm, op.mode == Mode::kAdd, op.scale, to);
     });
 }
 
@@ -363,8 +382,10 @@ void Program::Worker::gather(const Operation& op) {
     int64_t columns = width(op.to);
     const Step& step = slice().step;
     each(step.wanted, [&](int64_t row) {
-        kernels().norm(buffer(op.from) + step.logits_at[row] * columns, columns, norm, false, 1.0f,
-                       buffer(op.to) + row * columns);
+        const float* from = buffer(op.from) + step.logits_at[row] * columns;
+        float* to = buffer(op.to) + row * columns;
+        if (op.layered) return kernels().layer_norm(from, columns, norm.weight, nullptr, norm.eps, to);
+        kernels().norm(from, columns, norm, false, 1.0f, to);
     });
 }
 

@@ -127,6 +127,7 @@ struct Program::Worker : Share {
     void read_row(const Table&, int64_t row, float scale, float* out);
     void scale(const Operation&);
     void gate_by(const Operation&);
+    void xielu(const Operation&);
     struct ProductPlan;
     ProductPlan plan_products(size_t number, int64_t rows);
     void product(size_t number, int64_t rows);

@@ -53,4 +53,13 @@ void Program::Worker::gate_by(const Operation& op) {
     });
 }
 
+// to = xIELU(to).
+void Program::Worker::xielu(const Operation& op) {
+    auto factor = [&](int number) { return program.norms_[static_cast<size_t>(number)][0]; };
+    const float squares = factor(op.norm), exponentials = factor(op.second), all = factor(op.third);
+    const int64_t columns = width(op.to);
+    each(slice().step.count,
+         [&](int64_t row) { kernels().xielu(squares, exponentials, all, columns, buffer(op.to) + row * columns); });
+}
+
 }  // namespace inflight

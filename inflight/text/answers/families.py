@@ -71,7 +71,7 @@ _DEEPSEEK = ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜to
 _DEEPSEEK_BEGIN = "<｜tool▁calls▁begin｜>"
 _THINKERS = (
     *("qwen3_5", "glm45", "glm47", "deepseek_v3", "deepseek_v31", "deepseek_v32", "minimax_m2", "minimax", "kimi_k2"),
-    *("kimi", "olmo3", "ernie45", "hunyuan_a13b", "holo2", "nemotron_v3", "nano_v3", "smollm3"),
+    *("kimi", "olmo3", "ernie45", "holo2", "nemotron_v3", "nano_v3", "smollm3"),
 )
 
 CALLS: Mapping[str, CallFamily] = {
@@ -130,6 +130,21 @@ CALLS: Mapping[str, CallFamily] = {
         ("<|END_ACTION|>",),
         tells=("<|START_ACTION|>",),
         names=("command_a", "cohere"),
+    ),
+    "apertus": CallFamily(
+        ("<|tools_prefix|>",),
+        json_calls.listed("<|tools_suffix|>", call=json_calls.keyed_call),
+        ("<|tools_suffix|>",),
+        tells=("<|tools_prefix|>",),
+        names=("apertus2509",),
+        ends=("<|tools_suffix|>",),
+    ),
+    "hunyuan_a13b": CallFamily(
+        ("<tool_calls>",),
+        json_calls.listed("</tool_calls>"),
+        ("</tool_calls>",),
+        tells=("<tool_calls>",),
+        names=("hunyuan",),
     ),
     "gemma4": CallFamily(
         ("<|tool_call>",),
@@ -240,6 +255,10 @@ THOUGHTS: Mapping[str, ThoughtFamily] = {
         ("Here is my thought process:", "Here's my thought process:"),
         ("Here is my response:", "Here's my response:"),
         tells=("Here is my thought process",),
+    ),
+    "apertus": ThoughtFamily(("<|inner_prefix|>",), ("<|inner_suffix|>",), anywhere=True, tells=("<|inner_prefix|>",)),
+    "hunyuan_a13b": ThoughtFamily(
+        ("<think>",), ("</think>",), ("<answer>", "</answer>"), tells=("<answer>",), names=("hunyuan",)
     ),
     "granite33": ThoughtFamily(("<think>",), ("</think>",), ("<response>", "</response>"), tells=("<response>",)),
     "qwen3": ThoughtFamily(("<think>",), ("</think>",), tells=("<think>", "</think>"), names=_THINKERS),

@@ -14,6 +14,7 @@ _BEFORE = r'(?:"(?:type|id|tool_call_id)"\s*:\s*"[^"]*"\s*,\s*)?'
 _HEAD = re.compile(
     r"\{\s*" + _BEFORE + r'"(?:name|tool_name)"\s*:\s*"((?:[^"\\]|\\.)*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\S)'
 )
+_NAMED = re.compile(r'\{\s*"((?:[^"\\]|\\.)+)"\s*:\s*(?=\S)')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _TURNS = re.compile(r'["\\{}\[\],\ud800-\udfff]')
 _DECODER = json.JSONDecoder()
@@ -46,6 +47,22 @@ def json_call(reader: Reader) -> Generator[None, None, bool]:
                 reader.buffer = text[end:]
                 return True
         elif text or reader.ended:
+            return False
+        yield
+
+
+def keyed_call(reader: Reader) -> Generator[None, None, bool]:
+    """Reads an object whose one key is the function's name, and its value the arguments; as `json_call`."""
+    while True:
+        head = _NAMED.match(reader.buffer)
+        if head is not None:
+            reader.begin(json.loads(f'"{head[1]}"', strict=False))
+            reader.buffer = reader.buffer[head.end() :]
+            yield from json_value(reader)
+            yield from _rest_of_object(reader)
+            return True
+        other = reader.buffer and not reader.buffer.startswith("{")
+        if other or reader.ended or len(reader.buffer) > MAX_HEAD:
             return False
         yield
 
@@ -147,15 +164,19 @@ def hermes(reader: Reader) -> Generator[None, None, bool]:
     return True
 
 
-def listed(*ends: str) -> CallParser:
-    """`[{"name": ..., "arguments": {...}}, ...]`, or such objects, and one of the marks behind them."""
+def listed(*ends: str, call: CallParser = json_call) -> CallParser:
+    """`[{"name": ..., "arguments": {...}}, ...]`, or such objects, and one of the marks behind them.
+
+    Args:
+        call: reads an object.
+    """
 
     def parse(reader: Reader) -> Generator[None, None, bool]:
         bracket = yield from reader.starts("[")
         found = False
         while True:
             yield from reader.white()
-            if not (yield from json_call(reader)):
+            if not (yield from call(reader)):
                 break
             found = True
             if (yield from reader.starts(",", ";")) is None:
