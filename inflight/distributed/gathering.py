@@ -87,7 +87,8 @@ class Gathering:
         self._guard = guard
         self._changed = threading.Condition()
         self._config: GroupConfig | None = None
-        self._ranks: dict[int, Rank] = {}
+        self._ranks: dict[int, Rank] = {}  # whose places are taken
+        self._welcomed: dict[int, Rank] = {}  # of these, those that were told so: only they count
         self._guests: list[Connection] = []
         self._meeting = ""  # where rank 0 listens, which has told so on this connection:
         self._meeting_of: Connection | None = None
@@ -124,9 +125,9 @@ class Gathering:
         deadline = None if seconds is None else time.monotonic() + seconds
         told = -1
         with self._changed:
-            while len(self._ranks) < size:
-                if told != len(self._ranks):
-                    told = len(self._ranks)
+            while len(self._welcomed) < size:
+                if told != len(self._welcomed):
+                    told = len(self._welcomed)
                     phase(f"waits for agents on {self.address}, {told} of {size} are there")
                 if self.failure is not None:
                     raise StartError("Failed to starting all agents, maybe some error reported")
@@ -137,13 +138,14 @@ class Gathering:
                         f"Failed to wait for ready of all agents, current agents count: {told}, rank size: {size}"
                     )
                 self._changed.wait(0.1)
-            return [self._ranks[rank] for rank in range(size)]
+            return [self._welcomed[rank] for rank in range(size)]
 
     def forget(self, rank: Rank) -> None:
         """Removes a rank whose agent left before all were there, so that another agent can take its place."""
         with self._changed:
             if self._ranks.get(rank.number) is rank:
                 del self._ranks[rank.number]
+                self._welcomed.pop(rank.number, None)
 
     def close(self) -> None:
         self._closed = True
@@ -247,6 +249,8 @@ class Gathering:
         connection.known = True
         if connection.send(Registered()):
             with self._changed:
+                # Not before: a start that fails when the last one is there closes all connections.
+                self._welcomed[rank.number] = rank
                 self._changed.notify_all()
             self._host.joined(rank)
         else:

@@ -230,11 +230,11 @@ class FakeRank:
 
     def welcome(self) -> AnyMessage:
         received = self.connection.receive(10)
-        assert received is not None
-        if isinstance(received[0], Registered):
+        if received is not None and isinstance(received[0], Registered):
             self.thread.start()
         else:
             self.connection.release()
+        assert received is not None
         return received[0]
 
     def _run(self) -> None:
@@ -550,6 +550,23 @@ def test_starts_that_fail(opened: Open) -> None:
     ranks = [FakeRank(different.address, 0), FakeRank(different.address, 1, SMALL)]
     assert "Rank 1 input infos not match rank 0" in different.failure()
     assert [isinstance(rank.welcome(), Registered) for rank in ranks] == [True, True]
+    assert all(rank.left.wait(10) for rank in ranks)
+
+
+def test_a_rank_counts_once_it_was_told_so(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that fails when the last rank has come does not take its connection away before that."""
+    send = Connection.send
+
+    def slow(self: Connection, message: AnyMessage, *more: Any) -> bool:
+        if isinstance(message, Registered):
+            time.sleep(0.3)  # longer than the waiting worker sleeps
+        return send(self, message, *more)
+
+    monkeypatch.setattr(Connection, "send", slow)
+    different = opened(2)
+    ranks = [FakeRank(different.address, 0), FakeRank(different.address, 1, SMALL)]
+    assert [isinstance(rank.welcome(), Registered) for rank in ranks] == [True, True]
+    assert "Rank 1 input infos not match rank 0" in different.failure()
     assert all(rank.left.wait(10) for rank in ranks)
 
 
