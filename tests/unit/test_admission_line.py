@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -22,7 +24,10 @@ from inflight.admission import (
     Caller,
     arrival,
 )
+from inflight.contract import MethodInfo, TensorSpec
 from inflight.errors import Overloaded
+from inflight.frontends import Backend
+from inflight.frontends.grpc.line import HoldingBackend
 
 
 class Clock:
@@ -298,3 +303,28 @@ def test_what_has_left_is_let_go(clock: Clock) -> None:
     assert admission.waiting == 0
     clock.run(1)
     assert len(admission._by_due._entries) + len(admission._by_first_refusal._entries) <= 512
+
+
+@pytest.mark.parametrize("fields", [{"version": 1}, {"version": 2}, {"optional": ()}])
+def test_a_call_stands_in_the_line_of_the_version_that_it_names(fields: dict[str, Any]) -> None:
+    """Of the older version all places are taken, of the newest none; methods of servables have no line."""
+    text, parameters = TensorSpec("inputs", "str", ()), TensorSpec("parameters", "str", ())
+    more = {"version": 1, "optional": (("parameters", "{}"),), **fields}
+    method = MethodInfo("lm", name="generate", inputs=(text, parameters), outputs=(text,), **more)
+
+    async def main() -> None:
+        older, newest = Admission(1), Admission(1)
+        older.enter()
+        generators = {"lm": SimpleNamespace(admission=newest), "lm:1": SimpleNamespace(admission=older)}
+        holding = HoldingBackend(cast(Backend, SimpleNamespace(generators=generators)))
+        held: list[Any] = []
+        caller = holding.hold(lambda: method, lambda: "a connection", held.append)
+        if fields != {"version": 1}:
+            assert caller is None
+            return
+        assert caller is not None
+        assert caller.waits
+        older.leave()  # then it is the call's turn
+        assert [one.kept_by(older) for one in held] == [True]
+
+    asyncio.run(main())

@@ -21,10 +21,6 @@ _PEERS = 4096
 """Number of connections whose refusals are remembered."""
 
 
-_NAMES = 256
-"""Number of methods whose language model (or its absence) is remembered."""
-
-
 class HoldingBackend:
     """A `Backend` whose language models hold calls.
 
@@ -35,7 +31,6 @@ class HoldingBackend:
     def __init__(self, backend: Backend, directory: Directory | None = None) -> None:
         self._backend = backend
         self._directory = directory
-        self._names: dict[tuple[object, ...], str] = {}  # language models by method key; "" if the method has none
         self._refused: dict[object, tuple[float, float]] = {}  # by connection: first and last refusal in a row
 
     def method(self, servable: str, version: int, method: str) -> MethodInfo:
@@ -138,32 +133,21 @@ class HoldingBackend:
                 kept.settle()
             await parts.aclose()
 
-    def hold(
-        self, key: tuple[object, ...], find: Callable[[], MethodInfo], name_of: Callable[[], object], go: Go
-    ) -> Caller | None:
+    def hold(self, find: Callable[[], MethodInfo], name_of: Callable[[], object], go: Go) -> Caller | None:
         """See `inflight.wire.Hold`.
 
         Args:
-            key: the fields of the request that name the method.
-            find: returns the method; it may raise.
+            find: returns the method that the request names; it may raise.
         """
-        generators = self._backend.generators
-        if not any(generator.admission.full for generator in generators.values()):
+        if not any(generator.admission.full for generator in self._backend.generators.values()):
             return None
-        name = self._names.get(key)
-        if name is None:
-            try:
-                method = find()
-            except InflightError:  # the handler reports it
-                return None
-            name = method.servable if method.optional else ""
-            if len(self._names) >= _NAMES:
-                self._names.clear()
-            self._names[key] = name
-        generator = generators.get(name)
-        if generator is None or not generator.admission.full:
+        try:
+            admission = self._admission(find())
+        except InflightError:  # the handler reports it
             return None
-        return self._line(generator.admission, name_of(), go)
+        if admission is None or not admission.full:
+            return None
+        return self._line(admission, name_of(), go)
 
     def _admission(self, method: MethodInfo) -> Admission | None:
         """The admission of the language model that a method belongs to; None for other methods."""

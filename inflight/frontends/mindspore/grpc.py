@@ -86,9 +86,7 @@ def predict_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
         return reply
 
     def hold(request: LargeRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
-        spec = request.message.servable_spec
-        key = spec.name, spec.version_number, spec.method_name
-        return backend.hold(key, lambda: _method(backend, request), name_of, go)
+        return backend.hold(lambda: _method(backend, request), name_of, go)
 
     def refusal(request: LargeRequest) -> PredictReply:
         reply = _begun(request)

@@ -109,7 +109,7 @@ def oip_rpcs(
 
     def hold(request: InferRequest, name_of: Callable[[], object], go: Go) -> Caller | None:
         named = request.message.model_name, request.message.model_version
-        return backend.hold(named, lambda: models.find(*named), name_of, go)
+        return backend.hold(lambda: models.find(*named), name_of, go)
 
     def begin_infer(
         request: InferRequest, timeout: float | None, done: Callable[[Reply | Exception], None]
