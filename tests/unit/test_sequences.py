@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
@@ -125,6 +126,41 @@ def test_states_fill_so_many_bytes_at_most(monkeypatch: pytest.MonkeyPatch) -> N
             await add(all, "short", 3, start=True)
         assert await add(all, "long", 2, end=True) == 2
         assert await add(all, "short", 3, start=True) == 1
+
+    run(test)
+
+
+def test_the_bytes_that_are_held_are_those_of_the_states() -> None:
+    """Whichever way sequences begin, go on and end, begin anew, are forgotten, or lose their model."""
+
+    async def test(sums: Sums, all: Sequences, later: Callable[[float], None]) -> None:
+        draw = random.Random(0)
+        running: list[asyncio.Task[float]] = []
+        most = 0
+        for step in range(400):
+            name, id = draw.choice(["short", "long"]), draw.randrange(1, 6)
+            flags = {"start": draw.random() < 0.4, "end": draw.random() < 0.2}
+            sums.held = [] if step % 40 == 20 else sums.held  # the next ones are not answered at once
+            running.append(asyncio.ensure_future(add(all, name, id, **flags)))
+            await asyncio.sleep(0)
+            if step % 40 == 39:
+                while sums.held:
+                    sums.held.pop()[1]()
+                    for _ in range(4):
+                        await asyncio.sleep(0)
+                sums.held = None
+                await asyncio.gather(*running, return_exceptions=True)
+            later(draw.choice([0.0, 0.1, 3.0]))
+            if draw.random() < 0.05:
+                idle = draw.choice([1800.0, 3600.0])
+                sums.described = Sums(short=1.0, long=idle).described
+            held = [one for own in all._models.values() for one in own.sequences.values()]
+            assert all._bytes == sum(one.bytes for one in held), step
+            most = max(most, all._bytes)
+        assert most > 8
+        later(10000)
+        all._forget()
+        assert all._bytes == 0
 
     run(test)
 

@@ -114,6 +114,7 @@ class Sequences:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._models: dict[tuple[str, int], _Model] = {}
+        self._bytes = 0  # of the states of all sequences
         self._sweep: asyncio.TimerHandle | None = None
 
     async def run(
@@ -163,7 +164,11 @@ class Sequences:
         """The sequences of a method's model."""
         key = (method.servable, method.version)
         own = self._models.get(key)
-        if own is None or own.says != says:
+        if own is not None and own.says != says:
+            for id in list(own.sequences):
+                self._drop(own, id)
+            own = None
+        if own is None:
             own = self._models[key] = _Model(says, sequence.idle)
         return own
 
@@ -193,10 +198,9 @@ class Sequences:
 
     def _check_room(self) -> None:
         """Raises Overloaded where no further sequence may begin."""
-        all = [one for own in self._models.values() for one in own.sequences.values()]
-        if len(all) >= MAX_SEQUENCES:
+        if sum(len(own.sequences) for own in self._models.values()) >= MAX_SEQUENCES:
             raise Overloaded(f"{MAX_SEQUENCES} sequences have not ended; end some with 'sequence_end'")
-        if sum(one.bytes for one in all) >= MAX_BYTES:
+        if self._bytes >= MAX_BYTES:
             raise Overloaded(f"the states of sequences fill {MAX_BYTES >> 30} GiB; end some with 'sequence_end'")
 
     def _forget(self) -> None:
@@ -211,7 +215,10 @@ class Sequences:
                     first.used = now
                     own.sequences.move_to_end(id)
                 else:
-                    del own.sequences[id]
+                    self._drop(own, id)
+
+    def _drop(self, own: _Model, id: int | str) -> None:
+        self._bytes -= own.sequences.pop(id).bytes
 
     def _swept(self) -> None:
         self._forget()
@@ -227,14 +234,16 @@ class Sequences:
         kept: _Sequence,
         outputs: Mapping[str, OipTensor],
     ) -> None:
-        if part.end:
-            if own.sequences.get(part.id) is kept and kept.waiting == 1:
-                del own.sequences[part.id]
-            kept.states = None
-            return
-        # Copies: what a worker gave would keep its shared memory.
-        kept.states = {state.input: np.array(outputs[state.output].data) for state in sequence.states}
-        if own.sequences.get(part.id) is kept:
+        before = kept.bytes
+        kept.states = None
+        if not part.end:  # copies: what a worker gave would keep its shared memory
+            kept.states = {state.input: np.array(outputs[state.output].data) for state in sequence.states}
+        if own.sequences.get(part.id) is not kept:
+            return  # it was forgotten meanwhile, or its model is another one now
+        self._bytes += kept.bytes - before
+        if part.end and kept.waiting == 1:
+            self._drop(own, part.id)
+        elif not part.end:
             _use(own, part, kept)
 
 
