@@ -46,9 +46,11 @@ class _Group:
 
     Attributes:
         hosts: where they run; set once they do.
+        processes: made when they run, so that the end of one is known whenever it comes.
     """
 
-    def __init__(self, invitations: Sequence[Invitation]) -> None:
+    def __init__(self, gate: Gate, invitations: Sequence[Invitation]) -> None:
+        self.gate = gate
         self.invitations = invitations
         self.hosts: asyncio.Future[list[orders.Host]] = asyncio.get_running_loop().create_future()
         self.processes: list[RemoteProcess] = []
@@ -167,18 +169,14 @@ class Cluster:
         assert gate is not None
         self._numbers += 1
         name = f"{label}-{self._numbers}"
-        group = self._groups[name] = _Group([gate.invite(self._where) for _ in commands])
+        group = self._groups[name] = _Group(gate, [gate.invite(self._where) for _ in commands])
         invitations = [each.pack().decode() for each in group.invitations]
-        self.tell(orders.Place(name, label, dict(needs), on_cpu, [list(each) for each in commands], invitations))
+        self.tell(orders.Place(name, dict(needs), on_cpu, [list(each) for each in commands], invitations))
         try:
             hosts = await group.hosts
         except BaseException:
             self.remove(name)
             raise
-        group.processes = [
-            RemoteProcess(gate, invitation, _Starter(self, name, number), host.address, host.pid)
-            for number, (invitation, host) in enumerate(zip(group.invitations, hosts))
-        ]
         return name, hosts, group.processes
 
     def remove(self, name: str) -> None:
@@ -191,8 +189,7 @@ class Cluster:
 
     def _lose(self, group: _Group, why: str) -> None:
         for invitation in group.invitations:
-            if self._gate is not None:
-                self._gate.take_back(invitation, why)
+            group.gate.take_back(invitation, why)
         if not group.hosts.done():
             group.hosts.set_exception(MachineLost(why))
             group.hosts.exception()  # nobody may wait
@@ -269,6 +266,10 @@ class Cluster:
         elif isinstance(message, orders.Placed):
             log.info("%s runs on %s", message.group, ", ".join(host.address for host in message.hosts))
             if not group.hosts.done():
+                group.processes = [
+                    RemoteProcess(group.gate, invitation, _Starter(self, message.group, number), host.address, host.pid)
+                    for number, (invitation, host) in enumerate(zip(group.invitations, message.hosts))
+                ]
                 group.hosts.set_result(message.hosts)
         elif isinstance(message, orders.NotPlaced):
             if not group.hosts.done():

@@ -22,7 +22,6 @@ class Place(_Message, frozen=True):
 
     Attributes:
         group: names the replica's processes from now on.
-        label: for people who look at Ray's lists.
         needs: resources of each process by Ray's names; empty: as `default_needs` says.
         on_cpu: the model is to run on CPUs.
         command: the arguments of each process, after Python's.
@@ -30,7 +29,6 @@ class Place(_Message, frozen=True):
     """
 
     group: str
-    label: str
     needs: dict[str, float]
     on_cpu: bool
     command: list[list[str]]
@@ -67,14 +65,13 @@ class Host(msgspec.Struct, frozen=True):
     """Where a process runs.
 
     Attributes:
-        address: of the machine; node: Ray's number of it.
+        address: of the machine.
         pid: of the process there; port: free there, for the other processes of its group.
         cpus: processors that it may use.
         room: how many such processes the machine has resources for.
     """
 
     address: str
-    node: str
     pid: int
     port: int
     cpus: int

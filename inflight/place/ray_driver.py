@@ -129,7 +129,7 @@ class Group:
         )
         resources = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
         return [
-            orders.Host(address, node, pid, port, int(cpus), room(resources.get(node, {}), needs))
+            orders.Host(address, pid, port, int(cpus), room(resources.get(node, {}), needs))
             for (address, node, _), (pid, port) in zip(where, started)
         ]
 

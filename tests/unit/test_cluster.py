@@ -21,7 +21,7 @@ from inflight.link import AnyMessage, Leaving, Unpacker
 from inflight.llm import LLM
 from inflight.place import Cluster, OnCluster, RemoteProcess, ray_driver
 from inflight.place.cluster import MachineLost
-from inflight.place.orders import Host
+from inflight.place.orders import Ended, Host, Placed
 from tests.lm import POCKET
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_ray"
@@ -128,6 +128,23 @@ def test_processes_come_end_and_wait_for_machines(tmp_path: Path, monkeypatch: p
     run(test, tmp_path, monkeypatch)
 
 
+def test_an_end_that_is_told_together_with_the_start_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before whoever asked for the process has heard of it."""
+
+    async def test(cluster: Cluster, folder: Path) -> None:
+        await cluster.open()
+        placing = asyncio.ensure_future(placed(cluster))
+        while not cluster._groups:
+            await asyncio.sleep(0)
+        (name,) = cluster._groups
+        cluster._take(Placed(name, [Host("127.0.0.1", 5, 4000, 1, 1)]))
+        cluster._take(Ended(name, 0, 7))
+        _, (process,) = await placing
+        assert process.status == 7
+
+    run(test, tmp_path, monkeypatch)
+
+
 def test_the_process_that_speaks_with_ray_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So is all that it has started; the next replica starts it again."""
 
@@ -170,7 +187,7 @@ def test_the_job_of_a_rank_on_a_cluster() -> None:
     class Known(Cluster):
         async def place(self, label: str, commands: Any, needs: Any, on_cpu: bool) -> Any:
             assert (label, len(commands), needs, on_cpu) == ("m-replica1", 2, {"CPU": 3.0}, False)
-            host = Host("10.0.0.7", "n", 5, 4000, 3, 4)
+            host = Host("10.0.0.7", 5, 4000, 3, 4)
             return "group", [host, host], [None, None]
 
     async def main() -> None:
