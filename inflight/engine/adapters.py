@@ -15,12 +15,11 @@ from inflight.config import AdapterConfig
 from inflight.engine.executor import Executor
 from inflight.engine.streams import Streams
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable, WorkerLost
+from inflight.sched import BY_CONTENT
 from inflight.startup import aside, failed_load
 
 log = logging.getLogger("inflight")
 
-_LATER = 1 << 62
-"""Numbers of adapters that were loaded while the model served have this bit, those of its first ones are small."""
 _PIECE = 1 << 20
 
 
@@ -37,7 +36,7 @@ def number_of(folder: Path) -> int:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
-    return _LATER | int.from_bytes(digest.digest(), "big") >> 2
+    return BY_CONTENT | int.from_bytes(digest.digest(), "big") >> 2
 
 
 class Adapters:
@@ -153,11 +152,11 @@ class Adapters:
         Args:
             loaded: numbers of those that they have.
         """
-        gone = [each for each in self._known.values() if each.number & _LATER and each.number not in loaded]
+        gone = [each for each in self._known.values() if each.number >= BY_CONTENT and each.number not in loaded]
         for adapter in gone:
             log.error("the adapter '%s' could not be loaded again, and is not served any more", adapter.name)
             self._forget(adapter.name)
-        for number in [number for number in self._leaving if number & _LATER and number not in loaded]:
+        for number in [number for number in self._leaving if number >= BY_CONTENT and number not in loaded]:
             for stream in self._streams.all():
                 if stream.sequence.adapter == number:
                     stream.fail(Unavailable("its adapter could not be loaded again after a loss of the model's worker"))

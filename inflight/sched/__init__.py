@@ -7,10 +7,11 @@ from inflight.sched.lookup import guess
 from inflight.sched.routing import Bid, Prospects, cheapest
 from inflight.sched.scaling import Pressure, Scaler
 from inflight.sched.scheduler import Scheduler
-from inflight.sched.sequence import Sequence, media_rows
+from inflight.sched.sequence import BY_CONTENT, Sequence, media_rows
 from inflight.sched.speculation import Experience, Speculation
 
 __all__ = [
+    "BY_CONTENT",
     "Bid",
     "BlockPool",
     "Capacity",

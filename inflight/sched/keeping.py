@@ -68,7 +68,7 @@ class Keeper:
         self._held = 0
         self._there: dict[tuple[bytes, bool], None] = {}
         self._missing: dict[tuple[bytes, bool], None] = {}  # files that could not be read
-        self._fresh: dict[int, None] = {}  # rows with new pages, whose tails are still to come
+        self._fresh: dict[int, bool] = {}  # rows with new pages, whose tails are still to come
         self.dropped = 0
         scheduler.on_computed = self.note
 
@@ -146,8 +146,8 @@ class Keeper:
         for piece in new:
             self._want(_Wanted(piece, digests, False))
         if new and not computed.whole:
-            self._fresh[computed.row] = None
-        fresh = computed.whole and (self._fresh.pop(computed.row, self) is None or bool(new))
+            self._fresh[computed.row] = True
+        fresh = computed.whole and (self._fresh.pop(computed.row, False) or bool(new))
         if self._scheduler.capacity.states:
             self._choose_states(computed, fresh)
         elif computed.whole and len(digests) % self._size:

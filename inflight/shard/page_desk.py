@@ -26,7 +26,7 @@ log = logging.getLogger("inflight")
 NICE = 10
 """Added to the niceness of the thread that writes, on Linux: steps come first."""
 PAUSE = 60.0
-"""Seconds without writing after a file could not be written."""
+"""Seconds without writing after a file could not be written, and between two lines of the log about files."""
 
 Answer = Callable[[Transferred], None]
 _Order = tuple[Transfer, Answer]
@@ -43,7 +43,8 @@ class PageDesk:
 
     def __init__(self, files: PageFiles, kept: KeptForms, size: int) -> None:
         self._files, self._kept, self._size = files, kept, size
-        self._silent_until = 0.0
+        self._silent_until = 0.0  # nothing is written
+        self._told_until = 0.0  # nothing is logged
         self._reading: SimpleQueue[_Order | None] = SimpleQueue()
         self._writing: SimpleQueue[_Order | None] = SimpleQueue()
         self._memories = {True: self._memory(), False: self._memory()}  # one for each thread
@@ -77,20 +78,23 @@ class PageDesk:
             order, answer = item
             began, done, moved = time.perf_counter(), 0, 0
             for page in order.pages:
-                count = self._guarded(self._load if order.load else self._store, page)
+                count = self._guarded(order.load, page)
                 if count is None:
                     break
                 done, moved = done + 1, moved + count
             answer(Transferred(order.number, done, moved, time.perf_counter() - began))
 
-    def _guarded(self, move: Callable[[Page], int | None], page: Page) -> int | None:
+    def _guarded(self, load: bool, page: Page) -> int | None:
         """The bytes that were moved; None: none could be. Whatever goes wrong with a file is not the model's fault."""
         try:
-            return move(page)
+            return self._load(page) if load else self._store(page)
         except Exception as error:  # an order without an answer would hold its blocks for ever
-            if time.monotonic() >= self._silent_until:
+            now = time.monotonic()
+            if now >= self._told_until:
                 log.warning("the prompt cache cannot be used for now: %s", error)
-            self._silent_until = time.monotonic() + PAUSE
+                self._told_until = now + PAUSE
+            if not load:
+                self._silent_until = now + PAUSE
             return None
 
     def _store(self, page: Page) -> int | None:

@@ -95,7 +95,8 @@ class ModelRunner:
         self._head = VectorHead(sentences.layers if width else (), width, job.model.allow_pickle)
         self._scores = decoder_scores(folder, width, model.vocab_size, job.model.allow_pickle) if width else None
         size = self._scores.size if self._scores is not None else self._head.size
-        self._desk, pages = opening.desk(model.kept(), model.dtype)
+        kept = model.kept() if job.model.prompt_cache is not None else None
+        self._desk, pages = opening.desk(kept, model.dtype)
         limits = job.max_rows, longest, device.type
         self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, model.adapters)
 

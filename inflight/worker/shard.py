@@ -144,14 +144,17 @@ class _Adapters:
         self._channel = channel
         self._runner = runner
         self._work = work
+        self._wanted: set[int] = set()  # numbers of those that were not dropped since
 
     def take(self, work: LoadAdapter | DropAdapter | _Factors) -> None:
         """Does what stood between two plans."""
         if isinstance(work, LoadAdapter):
+            self._wanted.add(work.adapter.number)
             threading.Thread(target=self._read, args=(work.adapter,), name="adapter", daemon=True).start()
         elif isinstance(work, DropAdapter):
+            self._wanted.discard(work.number)
             self._runner.drop_adapter(work.number)
-        else:
+        elif work.number in self._wanted:  # else it was given up while it was read
             self._runner.add_adapter(work.number, work.factors)
             self._channel.send(AdapterReady(work.number))
 

@@ -367,6 +367,34 @@ def test_a_desk_answers_whatever_happens(tmp_path: Path, monkeypatch: pytest.Mon
     desk.close(10)
 
 
+def test_a_file_that_cannot_be_read_does_not_stop_writing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Reads that fail are told once, and what is computed is written all the same."""
+
+    class Half(KeptForms):
+        block_bytes, state_bytes, bits = 8, 0, ()
+
+        def read_block(self, block: int, to: Array) -> None:
+            to[:] = 1
+
+        def write_block(self, block: int, content: Array) -> None:
+            raise RuntimeError("no such block")
+
+        read_state = write_state = write_block  # type: ignore[assignment]
+
+    answers: SimpleQueue[Transferred] = SimpleQueue()
+    desk = PageDesk(pages(tmp_path), Half(), 4)
+    orders = [
+        Transfer(number, load, [Page(key(number // 3), [0])]) for number, load in enumerate([False, True, True] * 2)
+    ]
+    done = []
+    for order in orders:
+        desk.take(order, answers.put)
+        done.append(answers.get(timeout=10).done)
+    desk.close(10)
+    assert done == [1, 0, 0, 1, 0, 0]
+    assert [line.getMessage() for line in caplog.records] == ["the prompt cache cannot be used for now: no such block"]
+
+
 # Files
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import os
+import queue
 import signal
 import socket
 import textwrap
@@ -12,7 +13,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -20,11 +22,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inflight.config import GeneratorConfig
+from inflight.config import AdapterConfig, GeneratorConfig
 from inflight.contract import Row, TensorSpec, Value
 from inflight.errors import InflightError
 from inflight.link import (
     LARGE,
+    AdapterReady,
     AnyMessage,
     Arena,
     ArenaReader,
@@ -32,8 +35,10 @@ from inflight.link import (
     CallDone,
     CallOutcome,
     Done,
+    DropAdapter,
     Failed,
     GraphOffer,
+    LoadAdapter,
     LoadShard,
     ModelOffer,
     Offer,
@@ -464,3 +469,32 @@ def test_a_rank_that_cannot_load_says_why_and_ends(monkeypatch: pytest.MonkeyPat
     assert "/nowhere" in str(received[0])
     for each in (server, *channels):
         each.close()
+
+
+def test_an_adapter_that_is_given_up_while_it_is_read_is_not_kept() -> None:
+    """Nobody would drop it any more."""
+
+    class Runner:
+        def __init__(self) -> None:
+            self.has: set[int] = set()
+
+        def read_adapter(self, adapter: AdapterConfig) -> str:
+            return adapter.name
+
+        def add_adapter(self, number: int, factors: object) -> None:
+            self.has.add(number)
+
+        def drop_adapter(self, number: int) -> None:
+            self.has.discard(number)
+
+    sent: list[AnyMessage] = []
+    runner, work = Runner(), queue.SimpleQueue[Any]()
+    adapters = shard._Adapters(cast(Any, SimpleNamespace(send=sent.append)), cast(Any, runner), work)
+    red = LoadAdapter(AdapterConfig("red", Path("/red"), number=7))
+    adapters.take(red)
+    adapters.take(DropAdapter(7))
+    adapters.take(work.get(timeout=10))
+    assert (runner.has, sent) == (set(), [])
+    adapters.take(red)
+    adapters.take(work.get(timeout=10))
+    assert (runner.has, sent) == ({7}, [AdapterReady(7)])
