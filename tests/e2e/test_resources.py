@@ -30,6 +30,28 @@ DOUBLER = """
         return add_stage(twice, x, outputs_count=1)
 """
 
+HELD = """
+    import os, time
+    from inflight.servable import add_stage, register_method
+
+    def same(x):
+        return x
+
+    def until(path):
+        while not os.path.exists(path):
+            time.sleep(0.02)
+        return path
+
+    @register_method(output_names=["y"])
+    def echo(x):
+        return add_stage(same, x, outputs_count=1)
+
+    @register_method(output_names=["y"])
+    def wait(x):
+        return add_stage(until, x, outputs_count=1)
+"""
+"""A servable whose worker is held for as long as there is no such file."""
+
 
 @linux
 @pytest.mark.parametrize("client", [triton_http, triton_grpc], ids=["http", "grpc"])
@@ -57,10 +79,11 @@ def test_large_arrays_come_back_right_and_leave_no_memory(tmp_path: Path, client
 
 @linux
 def test_requests_that_nobody_waits_for_hold_no_memory(tmp_path: Path) -> None:
-    write_servable(tmp_path, "work")
+    write_servable(tmp_path, "work", HELD)
+    go_on = tmp_path / "go on"  # however long the requests take on a busy machine
     with serve(tmp_path, str(tmp_path / "work")) as served:
         server = psutil.Process(served.pid)
-        blocker = Background(ask, served.http, "work", "nap", 4.0)
+        blocker = Background(ask, served.http, "work", "wait", str(go_on))
         eventually(lambda: in_flight(served.http) == 1)
         body = b'{"inputs":[{"name":"x","datatype":"UINT8","shape":[1,%d],"parameters":{"binary_data_size":%d}}]}'
         size = 8 << 20
@@ -77,6 +100,7 @@ def test_requests_that_nobody_waits_for_hold_no_memory(tmp_path: Path) -> None:
             sent += size
         assert not blocker.done, "the worker was free meanwhile; the test says nothing"
         assert server.memory_info().rss - before < sent // 3
+        go_on.touch()
         blocker.result()
         assert ask(served.http, "work", "echo", 1) == {"instances": [{"y": 1}]}
 
