@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.json_format import ParseDict
 
 from inflight.errors import InvalidRequest
-from inflight.frontends.base import Backend
 from inflight.frontends.control import Control
-from inflight.frontends.oip.mapping import find_model
+from inflight.frontends.oip.mapping import find_model, parse_version
 from inflight.frontends.oip.reports import (
     LOG,
     NO_LOG,
@@ -50,6 +49,24 @@ from inflight.proto.open_inference_pb2 import (
 )
 from inflight.wire import Rpc, UnaryRpc
 
+if TYPE_CHECKING:
+    from inflight.frontends.grpc.line import HoldingBackend
+
+
+def target(backend: HoldingBackend, name: str, version: str, key: str | None = None) -> tuple[str, str]:
+    """The model and version that a call names, with the one behind an alias where it names no version.
+
+    Args:
+        key: calls with the same one go to the same target of an alias.
+
+    Raises:
+        InvalidRequest: the version is not a number.
+    """
+    if parse_version(version):
+        return name, version
+    name, number = backend.target(name, 0, key)
+    return name, str(number) if number else ""
+
 
 def repository_rpcs(control: Control) -> dict[str, Rpc]:
     """The extension's procedures by name."""
@@ -85,15 +102,16 @@ def _parameters(given: Mapping[str, ModelRepositoryParameter]) -> dict[str, Any]
     return found
 
 
-def report_rpcs(backend: Backend, totals: TotalsOf) -> dict[str, Rpc]:
+def report_rpcs(backend: HoldingBackend, totals: TotalsOf) -> dict[str, Rpc]:
     """The procedures that tell of models, by name."""
 
-    async def config(request: ModelConfigRequest, _timeout: float | None) -> ModelConfigResponse:
-        told = model_config(backend, request.name, request.version)
-        return ParseDict({"config": told}, ModelConfigResponse())
+    async def config(request: ModelConfigRequest, timeout: float | None) -> ModelConfigResponse:
+        name, version = target(backend, request.name, request.version)
+        await backend.present(name, timeout)
+        return ParseDict({"config": model_config(backend, name, version)}, ModelConfigResponse())
 
     async def statistics(request: ModelStatisticsRequest, _timeout: float | None) -> ModelStatisticsResponse:
-        told = model_statistics(backend, totals, request.name, request.version)
+        told = model_statistics(backend, totals, *target(backend, request.name, request.version))
         return ParseDict(told, ModelStatisticsResponse(), ignore_unknown_fields=True)
 
     return {
@@ -102,14 +120,14 @@ def report_rpcs(backend: Backend, totals: TotalsOf) -> dict[str, Rpc]:
     }
 
 
-def setting_rpcs(backend: Backend) -> dict[str, Rpc]:
+def setting_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
     """The procedures of settings that nobody can change, by name."""
 
     async def trace(request: TraceSettingRequest, _timeout: float | None) -> TraceSettingResponse:
         if request.settings:
             raise InvalidRequest(NO_TRACE)
         if request.model_name:
-            find_model(backend, request.model_name, "")
+            find_model(backend, *target(backend, request.model_name, ""))
         reply = TraceSettingResponse()
         for name, values in TRACE.items():
             reply.settings[name].value.extend(values)

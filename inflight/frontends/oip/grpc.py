@@ -15,7 +15,7 @@ from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.frontends.control import Control
 from inflight.frontends.oip.classes import check_classes, classified
-from inflight.frontends.oip.extensions import report_rpcs, repository_rpcs, setting_rpcs
+from inflight.frontends.oip.extensions import report_rpcs, repository_rpcs, setting_rpcs, target
 from inflight.frontends.oip.large import InferRequest, encoded, first_tensor, parse_request
 from inflight.frontends.oip.mapping import (
     ModelMetadata,
@@ -25,7 +25,6 @@ from inflight.frontends.oip.mapping import (
     from_outcomes,
     metadata,
     model_ready,
-    parse_version,
     request_priority,
     request_timeout,
     to_rows,
@@ -92,16 +91,16 @@ def oip_rpcs(
 
     async def ready(request: ModelReadyRequest, _timeout: float | None) -> ModelReadyResponse:
         try:
-            return ModelReadyResponse(ready=model_ready(backend, request.name, request.version))
+            return ModelReadyResponse(ready=model_ready(backend, *target(backend, request.name, request.version)))
         except NotFound:
             return ModelReadyResponse(ready=False)
 
     async def server_metadata(_request: ServerMetadataRequest, _timeout: float | None) -> ServerMetadataResponse:
         return ServerMetadataResponse(name="inflight", version=__version__, extensions=EXTENSIONS)
 
-    async def model_metadata(request: ModelMetadataRequest, _timeout: float | None) -> ModelMetadataResponse:
-        name, version = _target(backend, request.name, request.version)
-        await backend.present(name, _timeout)
+    async def model_metadata(request: ModelMetadataRequest, timeout: float | None) -> ModelMetadataResponse:
+        name, version = target(backend, request.name, request.version)
+        await backend.present(name, timeout)
         return _metadata_reply(metadata(backend, name, version))
 
     def model_infer(request: InferRequest, timeout: float | None) -> Awaitable[Reply]:
@@ -195,20 +194,12 @@ def _answer(
         done(answer)
 
 
-def _target(backend: HoldingBackend, name: str, version: str, key: str | None = None) -> tuple[str, str]:
-    """The model and version that a call names, with the one behind an alias."""
-    if parse_version(version):
-        return name, version
-    name, number = backend.target(name, 0, key)
-    return name, str(number) if number else ""
-
-
 def _direct(backend: HoldingBackend, request: InferRequest) -> None:
     """Writes the model behind an alias into a request. The parameter `user` keeps a caller's requests with one."""
     message = request.message
     parameters = message.parameters
     key = (parameters["user"].string_param if "user" in parameters else "") or None
-    name, version = _target(backend, message.model_name, message.model_version, key)
+    name, version = target(backend, message.model_name, message.model_version, key)
     if (name, version) != (message.model_name, message.model_version):
         message.model_name, message.model_version = name, version
 
