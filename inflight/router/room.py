@@ -63,7 +63,7 @@ class Room:
         self._measured: dict[str, int] = {}
         self._since: dict[str, float] = {}  # when each was loaded
         self._taken: dict[str, int] = {}  # bytes of those that load
-        self._one = asyncio.Lock()  # one makes room at a time
+        self._leaving: dict[asyncio.Future[object], int] = {}  # bytes of those whose processes have not ended
         self._idling: asyncio.Task[None] | None = None
 
     @property
@@ -91,29 +91,39 @@ class Room:
         if not self.limited:
             return
         end = time.perf_counter() + self._config.load_wait
-        while not await self._made(name, size):
+        while (goes := leaving(self._others(name), size, self._config.max_loaded, limit)) is None:
             if time.perf_counter() > end:
                 names = ", ".join(other.name for other in self._others(name))
                 raise Unavailable(f"there is no room for '{name}': {names} are loaded; try again later")
             await asyncio.sleep(LOOKED)
+        self._taken[name] = size  # at once: nobody else may take what is free, or is becoming so
+        try:
+            await self._emptied(name, goes)
+        except BaseException:
+            self.gave_up(name)
+            raise
 
-    async def _made(self, name: str, size: int) -> bool:
-        """Makes room if that can be done now. Returns whether there is room."""
-        async with self._one:
-            goes = leaving(self._others(name), size, self._config.max_loaded, self._config.max_loaded_memory)
-            if goes is None:
-                return False
-            self._taken[name] = size
-            try:
-                # All leave at once, before any of them may begin to load again and wait for room itself.
-                ends = [await self._end(victim) for victim in goes]
-                for victim, ended in zip(goes, ends):
-                    log.info("model '%s' is unloaded to make room for '%s'", victim, name)
-                    await ended
-            except BaseException:
-                self.gave_up(name)
-                raise
-            return True
+    async def _emptied(self, name: str, goes: Sequence[str]) -> None:
+        """Unloads models for another one. Returns when their processes have ended, and so many of others that leave
+        that the memory is there."""
+        sizes = {other.name: other.size for other in self._others(name)}
+        ends: list[asyncio.Future[object]] = []
+        # All leave at once, before any of them may begin to load again and wait for room itself.
+        for victim in goes:
+            ended = await self._end(victim)
+            ends.append(ended)
+            self._leaving[ended] = sizes[victim]
+            ended.add_done_callback(lambda ended: self._leaving.pop(ended, None))
+            log.info("model '%s' is unloaded to make room for '%s'", victim, name)
+        for ended in ends:
+            await asyncio.wait([ended])  # others may wait for it, too
+            ended.result()
+        limit = self._config.max_loaded_memory
+        while limit is not None and self._leaving:
+            held = sum(self._leaving.values()) + sum(other.size for other in self._others(name)) + self._taken[name]
+            if held <= limit:
+                break
+            await asyncio.wait(list(self._leaving), return_when=asyncio.FIRST_COMPLETED)
 
     def gave_up(self, name: str) -> None:
         """A model whose room was kept could not be loaded."""
