@@ -1,4 +1,4 @@
-"""The interface between the doors and the server behind them: six members, so that a test's fake is short."""
+"""The interface between the doors and the server behind them: few members, so that a test's fake is short."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class Backend(Protocol):
 
     @property
     def unloaded(self) -> Collection[str]:
-        """Names of models that have served here and were unloaded."""
+        """Names of what has served here and was unloaded: models, their versions, ids and adapters. Some may serve
+        again."""
 
     @property
     def live(self) -> bool:

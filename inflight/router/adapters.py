@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inflight.checkpoint import is_adapter
 from inflight.contract import KnownModel, ModelState, ServableStatus
-from inflight.errors import InvalidRequest, NotFound
+from inflight.errors import InflightError, InvalidRequest, NotFound
 from inflight.repository import find_adapter, inside
 from inflight.router.language_models import LanguageModels
 
 if TYPE_CHECKING:
     from inflight.engine import Engine
+
+log = logging.getLogger("inflight")
+
+REMEMBERED = 4096
+"""Names of what was unloaded that are remembered at most."""
+
+
+def remember(unloaded: dict[str, str], names: Iterable[str], model: str) -> None:
+    """Notes what is served no more. Args: model: as in `Models.unloaded`; empty: none has it any more."""
+    for name in names:
+        unloaded.pop(name, None)  # the latest are kept
+        unloaded[name] = model
+    while len(unloaded) > REMEMBERED:
+        del unloaded[next(iter(unloaded))]
 
 
 class ModelAdapters:
@@ -24,14 +39,22 @@ class ModelAdapters:
         models: the language models.
         folders: in which the adapters that callers name lie.
         statuses: returns what is served.
+        unloaded: as `Models.unloaded`.
     """
 
     def __init__(
-        self, models: LanguageModels, folders: Sequence[Path], statuses: Callable[[], Sequence[ServableStatus]]
+        self,
+        models: LanguageModels,
+        folders: Sequence[Path],
+        statuses: Callable[[], Sequence[ServableStatus]],
+        unloaded: dict[str, str],
     ) -> None:
         self._models = models
         self._folders = folders
         self._statuses = statuses
+        self._unloaded = unloaded
+        self._came: dict[str, dict[str, Path]] = {}  # by model: those that were loaded while it served
+        models.on_prepared = self._come_back
 
     def known(self) -> list[KnownModel]:
         """The adapters that are loaded, for the index."""
@@ -76,6 +99,7 @@ class ModelAdapters:
         if taken or self._owner(name) not in (None, owner):
             raise InvalidRequest(f"'{name}' is served already; give the adapter another name")
         await engine.load_adapter(name, place, again=again)
+        self._came.setdefault(owner, {})[name] = place
 
     async def unload(self, name: str, model: str | None = None) -> None:
         """Takes an adapter out of service; requests that began with it end with it.
@@ -91,6 +115,18 @@ class ModelAdapters:
             raise NotFound(f"The lora adapter '{name}' cannot be found.")
         engine: Engine = self._models.engine(owner)
         await engine.unload_adapter(name)
+        self._came.get(owner, {}).pop(name, None)
+        remember(self._unloaded, [name], "")
+
+    async def _come_back(self, engine: Engine) -> None:
+        """Loads what a model had beside its own before it was loaded again. What cannot be loaded is missed, as if it
+        had been unloaded."""
+        for name, place in self._came.get(engine.info.name, {}).items():
+            try:
+                await engine.load_adapter(name, place, again=True)
+            except InflightError as error:
+                log.error("the adapter '%s' does not come back with its model: %s", name, error)
+                remember(self._unloaded, [name], "")
 
     def _owner(self, adapter: str) -> str | None:
         """The name of the model that has an adapter of this name; None: none has."""

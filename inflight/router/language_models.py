@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,11 @@ class Announced:
 
 
 class LanguageModels:
-    """Language models by servable name, in the order of their announcement."""
+    """Language models by servable name, in the order of their announcement.
+
+    Attributes:
+        on_prepared: called with a model that is loaded while the server serves, before anybody can call it.
+    """
 
     def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
         self._config = config
@@ -108,6 +112,7 @@ class LanguageModels:
         self._one_loads = asyncio.Lock()  # each model measures the memory that is left
         self._cluster: Cluster | None = None  # where models run, if not on this machine; made when the first one loads
         self._stopping = False
+        self.on_prepared: Callable[[Engine], Awaitable[None]] | None = None
 
     @property
     def served(self) -> Mapping[str, Generator]:
@@ -313,6 +318,8 @@ class LanguageModels:
             engine = await self._opened(await config.fetched(), ahead=True)
             try:
                 await engine.start()
+                if self.on_prepared is not None:
+                    await self.on_prepared(engine)
                 if self._stopping:
                     raise StartError("the server stops")
             except BaseException:
@@ -489,9 +496,11 @@ class LanguageModels:
             shards.kill()
 
     def pids(self, name: str) -> list[int]:
-        """Processes of the ranks of one served model, in all its versions."""
+        """Processes of the ranks of one served model, in all its versions. Those of a cluster are not among them: their
+        numbers are of other machines."""
         engines = [engine for each in self.all_of(name) if (engine := self._engine(each)) is not None]
-        return [pid for engine in engines for shards in self._shards[engine] for pid in shards.pids]
+        groups = [shards for engine in engines for shards in self._shards[engine] if not shards.elastic]
+        return [pid for shards in groups for pid in shards.pids]
 
 
 def _busy(engine: Engine) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, check
-from inflight.contract import NEWEST, KnownModel, ModelState, ServableStatus
+from inflight.contract import NEWEST, Generator, KnownModel, ModelState, ServableStatus
 from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound, StartError
 from inflight.repository import Found, ModelConfiguration, chosen, configurations, inside, look, scan
-from inflight.router.adapters import ModelAdapters
+from inflight.router.adapters import ModelAdapters, remember
 from inflight.router.fleet import Fleet
 from inflight.router.room import MADE_ROOM, Present, Room
 from inflight.router.watcher import Watcher
@@ -63,6 +63,10 @@ class Models:
         config: the folders, and how long requests of an unloaded model may take.
         values: the options that a loaded model is configured with, by key.
         statuses: returns what is served.
+
+    Attributes:
+        unloaded: what was unloaded, or replaced by others: names and ids of models, names of versions and of adapters;
+            each with the model that a request for it needs, if there is one. What serves again may be among them.
     """
 
     def __init__(
@@ -73,7 +77,8 @@ class Models:
         statuses: Callable[[], Sequence[ServableStatus]],
     ) -> None:
         self._fleet = fleet
-        self.adapters = ModelAdapters(fleet.language_models, config.repositories, statuses)
+        self.unloaded: dict[str, str] = {}
+        self.adapters = ModelAdapters(fleet.language_models, config.repositories, statuses, self.unloaded)
         self._config = config
         self._values = values
         self._statuses = statuses
@@ -145,13 +150,14 @@ class Models:
         return [KnownModel(name, NEWEST, ModelState.KNOWN)]
 
     async def wanted(self, names: Sequence[str], on_demand: bool) -> str | None:
-        """The first of these names whose model a request may load: of one that was unloaded to make room, and of one in
-        the folders. What somebody has unloaded stays so.
+        """The first model that a request with these names may load: one that was unloaded to make room, and one in the
+        folders. What somebody has unloaded stays so.
 
         Args:
             on_demand: models that were never loaded, too.
         """
-        for name in names:
+        models = [(name, self.unloaded.get(name)) for name in names]
+        for name in [each for pair in models for each in pair if each]:
             model = self._models.get(name)
             if model is not None and (model.was_loaded or model.configs):
                 return name if model.gone == MADE_ROOM or not model.was_loaded or model.loading else None
@@ -165,11 +171,6 @@ class Models:
         if on_demand:
             names += [name for name, found in (await self._seen()).items() if found.language]
         return [name for name in dict.fromkeys(names) if await self.wanted([name], on_demand) is not None]
-
-    @property
-    def unloaded(self) -> list[str]:
-        """Names of models that have served; those that serve again are among them."""
-        return [name for name, model in self._models.items() if model.was_loaded]
 
     def serves(self, name: str) -> bool:
         """Whether a model is loaded, in whichever version."""
@@ -190,6 +191,7 @@ class Models:
     def _present(self) -> list[Present]:
         """The models that are loaded."""
         fleet, found = self._fleet, []
+        loading = {status.name for status in self._statuses() if not status.loaded}
         for name in fleet.bases:
             model = self._model(name)
             found.append(
@@ -199,7 +201,7 @@ class Models:
                     model.files,
                     fleet.used(name),
                     fleet.busy(name),
-                    model.changes.locked() or any(not each.loaded for each in self._statuses() if each.name == name),
+                    model.changes.locked() or name in loading,
                 )
             )
         return found
@@ -316,7 +318,14 @@ class Models:
             await models.take_over(name, generators)
             fleet.unload(name)
         for each in before:
+            self._remember(name, each)
             self._keep(models.retire(each))
+
+    def _remember(self, name: str, *generators: Generator) -> None:
+        """Notes the names of what ends. Args: name: of the model, whose versions `generators` are."""
+        remember(self.unloaded, [name], name)
+        for each in generators:
+            remember(self.unloaded, [each.info.name, each.info.model_id, *each.info.adapters], name)
 
     def at(self, path: Path, version: int = NEWEST, **fields: Any) -> list[ModelConfiguration]:
         """The configuration of a model at any path.
@@ -355,6 +364,9 @@ class Models:
         async with model.changes:
             self._check_settled(name)
             served = [status for status in self._statuses() if status.name == name]
+            generators = fleet.language_models.all_of(name)
+            if served:
+                self._remember(name, *generators)
             work: list[Any] = list(fleet.unload(name))
             for generator in fleet.language_models.all_of(name):
                 fleet.language_models.withdraw(generator)

@@ -86,7 +86,7 @@ class Router:
 
     @property
     def unloaded(self) -> Collection[str]:
-        """Names of models that have served and were unloaded."""
+        """As `Models.unloaded`."""
         return self.models.unloaded
 
     def servables(self) -> Sequence[ServableStatus]:

@@ -134,6 +134,11 @@ def test_they_come_and_go(server: Served, adapted: tuple[dict[str, Path], list[l
     assert (status, "served here: red" in json.loads(data)["error"]) == (422, True)
     assert [call.result() for call in running] == [whole] * 2
     assert change(server, "unload", lora_name="blue") == (404, "The lora adapter 'blue' cannot be found.")
+    # It is the only model, so it answers whatever name, but not that of an adapter that it had.
+    for name, wanted in (("never-heard-of", 200), ("blue", 404)):
+        body = json.dumps({"model": name, "prompt": "a", "max_tokens": 1}).encode()
+        asked = request(server.http, "POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        assert asked[0] == wanted, asked
 
 
 def test_loads_that_are_refused(
@@ -161,6 +166,8 @@ def test_by_the_command(server: Served, adapted: tuple[dict[str, Path], list[lis
     address = ["--address", server.http]
     assert main(["models", "load", "blue", "--adapter-of", "pocket", *address]) == 0
     assert generate(server.http, "blue") == adapted[1][2]
+    assert main(["models", "load", "pocket", *address]) == 0  # loaded again, with what came while it served
+    assert [generate(server.http, name) for name in NAMES] == adapted[1]
     assert main(["models", "list", *address]) == 0
     assert "an adapter of 'pocket'" in capsys.readouterr().out
     assert main(["models", "unload", "blue", *address]) == 0
