@@ -13,7 +13,7 @@ from inflight.config import PAYLOAD_LIMIT
 from inflight.contract import NEWEST, Generator
 from inflight.errors import InflightError, InvalidRequest
 from inflight.frontends.base import Backend
-from inflight.frontends.directory import Directory, sticky, user_of
+from inflight.frontends.directory import Directory, named_in, sticky, user_of
 from inflight.frontends.llm import payload_limit, pick, read_struct
 from inflight.frontends.routes import Access, Call, Match, MethodNotAllowed, NoSuchRoute, Route, Table
 from inflight.log import LOGGER
@@ -154,13 +154,19 @@ class Door(ABC):
                 calls.done(send.status, time.perf_counter() - began)
 
     async def _direct(self, call: Call, directory: Directory) -> None:
-        """Writes the model behind an alias into the body that names one, and waits until the language model of the
-        request is loaded: the default one where it names none. A path's model was waited for before.
+        """Writes the model behind an alias into the body that names one, and waits until the model of the request is
+        loaded: the default language model where it names none. A path's model was waited for before, but may have had
+        to leave while the body came.
 
         Raises:
             InflightError: it is not loaded, or not in time.
         """
-        if "name" in call.names or not call.route.language or call.route.body is None:
+        if call.route.body is None:
+            return
+        path = named_in(call.scope)
+        if path is not None and path.wakes and directory.missing(path.name):
+            await call.run(directory.present(path.name))
+        if "name" in call.names or not call.route.language:
             return
         body = call.body()
         call.replace(body)
@@ -171,14 +177,20 @@ class Door(ABC):
             if chosen is not None:
                 name, version = chosen
                 body.model = name
-            if directory.missing(name):
-                if (kept := arrival.get()) is not None:
-                    kept.settle()  # its gate was another model's, which may have to leave for this one
-                await call.run(directory.present(name))
+            await self._present(call, directory, name)
             if version != NEWEST:  # what is loaded is known only now
                 body.model = directory.named(name, version)
-        if not self._backend.generators and directory.default is not None:
-            await call.run(directory.present(directory.default))
+            if self._backend.generators:
+                return
+        if directory.default is not None:
+            await self._present(call, directory, directory.default)
+
+    async def _present(self, call: Call, directory: Directory, name: str) -> None:
+        """Waits until a model is loaded. Raises InflightError: it is not, or not in time."""
+        if directory.missing(name):
+            if (kept := arrival.get()) is not None:
+                kept.settle()  # its gate was another model's, which may have to leave for this one
+            await call.run(directory.present(name))
 
     def _payload_limit(self) -> int:
         """The largest body in bytes where no language model is loaded yet that the request may load."""

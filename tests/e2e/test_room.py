@@ -26,8 +26,9 @@ from inflight.proto import ms_service_pb2
 from inflight.repository import Loaded, Names, leaving
 from inflight.router.room import MADE_ROOM, YOUNG, held
 from inflight.server import Server
+from inflight.wire.http.connection import INLINE_BYTES
 from tests.conftest import binary_model
-from tests.e2e.running import FREE, Background, eventually, get, request, workers, write_servable
+from tests.e2e.running import FREE, Background, connect, eventually, get, request, workers, write_servable
 
 POCKET = Path(__file__).resolve().parents[2] / "models" / "pocket"
 SMALL = {"kv_cache_memory": 16 << 20, "max_total_tokens": 256, "device_ids": (), "workers": 1}
@@ -137,12 +138,16 @@ def by_oip_grpc(here: Here) -> Any:
         return client.infer("echo", [given]).as_numpy("y")[0]
 
 
-@pytest.mark.parametrize("door", [by_ms_rest, by_ms_grpc, by_oip_rest, by_oip_grpc])
-def test_a_request_loads_its_model_at_each_door_of_servables(here: Here, door: Any) -> None:
+def forget_echo(here: Here) -> None:
     if "echo" in here.loaded():
         here.server.unload("echo")
         here.server._running_router().models._models.clear()  # as if it had never been loaded
     assert "echo" not in here.loaded()
+
+
+@pytest.mark.parametrize("door", [by_ms_rest, by_ms_grpc, by_oip_rest, by_oip_grpc])
+def test_a_request_loads_its_model_at_each_door_of_servables(here: Here, door: Any) -> None:
+    forget_echo(here)
     assert door(here) == 3.0
     assert "echo" in here.loaded()
 
@@ -181,6 +186,9 @@ def test_a_request_loads_its_language_model(here: Here) -> None:
     assert here.states()["lm"][0][2] == MADE_ROOM
     told = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 8}}
     assert here.ask("/generate", told)[1]["generated_text"] == first.choices[0].text
+    eventually(others)
+    status, answer = here.ask("/v1/completions", {**asked, "model": "lm:1"})  # by the name of a version, too
+    assert (status, answer["choices"][0]["text"]) == (200, first.choices[0].text)
     here.server.unload("lm")
 
 
@@ -188,7 +196,7 @@ def test_language_models_take_turns_by_the_names_in_bodies(tmp_path: Path) -> No
     """The request for one does not hold a place in the other, which has to leave first."""
     for name in ("one", "two"):
         (tmp_path / name).symlink_to(POCKET)
-    room = RoomConfig(on_demand=True, max_loaded=1, load_wait=60)
+    room = RoomConfig(on_demand=True, max_loaded=1, load_wait=60, default_model="one")
     server = Server(ServerConfig(repositories=(tmp_path,), room=room), SMALL)
     try:
         here = Here(server, server.start_http(ListenConfig(FREE)), "")
@@ -198,6 +206,36 @@ def test_language_models_take_turns_by_the_names_in_bodies(tmp_path: Path) -> No
         for name in ("one", "two"):
             status, answer = here.ask("/v1/completions", {"model": name, "prompt": "Once", "max_tokens": 1})
             assert (status, answer.get("model")) == (200, name), answer
+        # Who names none means the default one, though another one is loaded and could answer.
+        status, answer = here.ask("/v1/completions", {"prompt": "Once", "max_tokens": 1})
+        assert (status, answer.get("model")) == (200, "one"), answer
+    finally:
+        server.stop()
+
+
+def test_a_model_that_has_to_leave_while_a_body_comes_is_loaded_again(tmp_path: Path) -> None:
+    for name in ("echo", "other"):
+        write_servable(tmp_path, name, ECHO)
+    room = RoomConfig(on_demand=True, max_loaded=1, load_wait=60)
+    server = Server(ServerConfig(repositories=(tmp_path,), room=room), SMALL)
+    try:
+        here = Here(server, server.start_http(ListenConfig(FREE)), "")
+        ms = {"instances": [{"x": 3.0}]}
+        slow = [("/v2/models/echo/infer", json.dumps(echo())), ("/model/echo:predict", json.dumps(ms))]
+        for path, short in slow:
+            body = short + " " * INLINE_BYTES  # of a short one its whole body is awaited before anything else
+            connection = connect(here.http)
+            connection.putrequest("POST", path)
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body[:10].encode())
+            eventually(lambda: here.loaded() == ["echo"])
+            eventually(lambda: here.ask("/v2/models/other/infer", echo())[0] == 200)
+            assert here.loaded() == ["other"]
+            connection.send(body[10:].encode())
+            answer = connection.getresponse()
+            assert (answer.status, b"3.0" in answer.read()) == (200, True)
+            connection.close()
     finally:
         server.stop()
 
@@ -252,6 +290,23 @@ def test_an_alias_splits_its_requests(here: Here) -> None:
             float(client.infer("canary", inputs, parameters={"user": "ann"}).as_numpy("y").ravel()[0]) for _ in range(4)
         }
         assert len(one) == 1
+
+
+@pytest.mark.parametrize("client", [triton_http, triton_grpc], ids=["http", "grpc"])
+def test_what_is_told_of_an_alias(here: Here, client: Any) -> None:
+    """Its configuration loads the model; whether it is ready and its statistics are told, and load nothing."""
+    forget_echo(here)
+    told_as: dict[str, Any] = {} if client is triton_http else {"as_json": True}
+    with client.InferenceServerClient(here.http if client is triton_http else here.grpc) as asked:
+        assert not asked.is_model_ready("echoes")
+        assert "echo" not in here.loaded()
+        config = asked.get_model_config("echoes", **told_as)
+        assert config.get("config", config)["name"] == "echo"
+        assert asked.is_model_ready("echoes")
+        (told,) = asked.get_inference_statistics("echoes", **told_as)["model_stats"]
+        assert told["name"] == "echo"
+        if client is triton_grpc:
+            asked.get_trace_settings("echoes")
 
 
 def test_what_cannot_be_loaded_is_told_at_each_door(here: Here) -> None:
