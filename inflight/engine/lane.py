@@ -149,8 +149,6 @@ class Lane:
         until = asyncio.get_running_loop().time() + grace
         while self.up and self.scheduler.running and asyncio.get_running_loop().time() < until:
             await asyncio.sleep(LOOK)
-        self._files.flush()
-        self._files.lost()  # those that wait for files are requests of the scheduler now
         await self.end()
         await self.executor.close()
         await self._steps.give_back()

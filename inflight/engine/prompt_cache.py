@@ -40,12 +40,14 @@ class _Load:
     Attributes:
         blocks: taken for them, with the digests of what comes there.
         slot: taken for the state, and the digest of its prefix.
+        gain: tokens that a request finds once all are there.
         done: set to the tokens that are there.
     """
 
     pages: list[Page]
     blocks: list[list[tuple[int, bytes]]]
     slot: tuple[int, bytes] | None
+    gain: int
     done: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -161,10 +163,12 @@ class PromptCache:
             self._store(self._keeper, last=True)
 
     async def close(self) -> None:
-        """Ends the tasks of requests that wait, behind a `flush`."""
+        """Behind a `flush` gives the scheduler the requests that wait, and until `opened` all that come."""
         self.flush()
+        self._files = None
         tasks = [task for _, task in self._waiting.values()]
-        self._waiting.clear()
+        for sequence, _ in list(self._waiting.values()):
+            self._admit(sequence)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -251,7 +255,7 @@ class PromptCache:
         if not self._speeds.worth(gain, int(size)):
             self._counts.passed += 1
             return
-        load = self._begin(digests, found)
+        load = self._begin(digests, found, gain)
         if load is None:
             self._counts.passed += 1
             return
@@ -270,7 +274,7 @@ class PromptCache:
         else:
             self._counts.missed += 1
 
-    def _begin(self, digests: list[bytes], found: Found) -> _Load | None:
+    def _begin(self, digests: list[bytes], found: Found, gain: int) -> _Load | None:
         """Takes blocks, and a slot for the state; None: there are none."""
         pool, states = self._scheduler.pool, self._scheduler.states.pool
         digests = digests[: found.blocks]
@@ -302,7 +306,7 @@ class PromptCache:
             blocks.append(_named(piece, wanted, digests))
         if slot is not None:
             pages.append(Page(slot[1], state=slot[0], place=len(found.pieces)))
-        return _Load(pages, blocks, slot)
+        return _Load(pages, blocks, slot, gain)
 
     def _transferred(self, answer: Transferred) -> None:
         """An order is done. Those of ranks that were lost are forgotten."""
@@ -324,14 +328,14 @@ class PromptCache:
     def _publish(self, load: _Load, done: int) -> None:
         """Lets requests find what was read."""
         pool, states = self._scheduler.pool, self._scheduler.states.pool
-        count = 0
+        count, whole = 0, done == len(load.pages)
         for index, blocks in enumerate(load.blocks):
             for number, digest in blocks if index < done else ():
                 pool.publish(number, digest)
                 count += 1
         if load.slot is not None:
             slot, digest = load.slot
-            if done == len(load.pages):
+            if whole:
                 states.publish(slot, digest)
             else:
                 states.release(slot)
@@ -340,7 +344,9 @@ class PromptCache:
             if self._keeper is not None:  # so that they are written again
                 self._keeper.missed(page.key, page.state >= 0)
         if not load.done.done():
-            load.done.set_result(count * self._scheduler.capacity.block_size)
+            # Behind a prefix without its state all is computed anew; with it nothing is, though its blocks were there.
+            partial = 0 if load.slot is not None else count * self._scheduler.capacity.block_size
+            load.done.set_result(load.gain if whole else partial)
 
 
 def _named(piece: Piece, numbers: Items[int], digests: Items[bytes]) -> list[tuple[int, bytes]]:

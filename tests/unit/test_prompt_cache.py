@@ -29,7 +29,7 @@ from inflight.contract import (
     whole,
 )
 from inflight.engine import Executor
-from inflight.engine.prompt_cache import PromptCache
+from inflight.engine.prompt_cache import PromptCache, _Load
 from inflight.kernels import NativeProgram, checksum, native_reason
 from inflight.llm import LLM, Generation
 from inflight.metrics import PromptCacheCounts
@@ -289,6 +289,38 @@ def test_after_a_loss_nothing_is_read_for_those_who_waited(tmp_path: Path) -> No
         assert scheduler.waiting == 3
         assert scheduler.pool.free == 64
         assert len(ranks.orders) == 1
+
+    asyncio.run(run())
+
+
+def test_no_request_is_lost_when_its_replica_leaves(tmp_path: Path) -> None:
+    """Neither one that waits for files nor one that comes while the ranks end: other replicas take them over."""
+    cache, ranks, scheduler, rows = in_files(tmp_path, 3)
+
+    async def run() -> None:
+        cache.add(rows[0])
+        cache.add(rows[1])
+        while not ranks.orders:
+            await asyncio.sleep(0.001)
+        await asyncio.wait_for(cache.close(), 10)
+        cache.add(rows[2])
+        assert (cache.waiting, scheduler.waiting, len(ranks.orders)) == (0, 3, 1)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("done", "tokens"), [(1, 256), (0, 0)])
+def test_a_state_that_was_read_counts_as_the_prompt_behind_it(tmp_path: Path, done: int, tokens: int) -> None:
+    """Its blocks may all be in the cache."""
+    scheduler = Scheduler(Capacity(64, 16, 8, 256, 256, states=4))
+    cache = PromptCache(tmp_path, scheduler, cast(Executor, NoRanks()), PromptCacheCounts(), lambda: None)
+
+    async def run() -> None:
+        slot = scheduler.states.pool.take()
+        assert slot is not None
+        load = _Load([Page(key(1), state=slot, place=1)], [], (slot, key(1)), 256)
+        cache._publish(load, done)
+        assert (load.done.result(), key(1) in scheduler.states.pool) == (tokens, bool(done))
 
     asyncio.run(run())
 
