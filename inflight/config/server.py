@@ -186,6 +186,10 @@ class RestartPolicy(msgspec.Struct, frozen=True):
     first_delay: float = 0.5
     max_delay: float = 30.0
 
+    def after(self, delay: float) -> float:
+        """The back-off behind one of `delay` seconds, or behind none."""
+        return min(max(delay * 2, self.first_delay), self.max_delay)
+
 
 class ServerConfig(msgspec.Struct, frozen=True):
     """The configuration of the whole server.

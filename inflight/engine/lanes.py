@@ -25,12 +25,13 @@ class Lanes:
 
     Attributes:
         all: the replicas by number.
+        renewing: their ranks are being started again, one replica after the other.
     """
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
         self._turns = count()
-        self._renewing = False
+        self.renewing = False
         self.all: list[Lane] = []
 
     @property
@@ -153,13 +154,13 @@ class Lanes:
             Unavailable: it is being done already.
             InflightError: the ranks of a replica cannot be loaded. The replicas behind it keep what they have.
         """
-        if self._renewing:
+        if self.renewing:
             raise Unavailable("the replicas are being started again already; try again later")
-        self._renewing = True
+        self.renewing = True
         try:
             for lane in list(self.all):
-                if lane not in self.all or (lane.executor.elastic and not lane.up):
-                    continue  # it was retired meanwhile; or it waits for a machine, and reads the files when one comes
+                if lane not in self.all or lane.leaving or (lane.executor.elastic and not lane.up):
+                    continue  # it is retired; or it waits for a machine, and reads the files when one comes
                 lane.leaving = True
                 try:
                     self.hand_over(lane)
@@ -167,7 +168,7 @@ class Lanes:
                 finally:
                     lane.leaving = False
         finally:
-            self._renewing = False
+            self.renewing = False
 
     def _open(self, besides: Lane | None = None) -> list[Lane]:
         """The replicas that take requests now: those that are up, and not leaving if there are others."""

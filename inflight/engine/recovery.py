@@ -127,7 +127,7 @@ class Recovery:
         try:
             while True:
                 await asyncio.sleep(self._back_off)
-                self._back_off = min(max(self._back_off * 2, self._restart.first_delay), self._restart.max_delay)
+                self._back_off = self._restart.after(self._back_off)
                 try:
                     self._take_over(await self._executor.start(self._num_blocks))
                 except RanksKilled as error:

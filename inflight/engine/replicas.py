@@ -125,7 +125,7 @@ class Replicas:
             count = self._scaler.look(time.monotonic(), seen)
             if count > seen.replicas:
                 self._grow(seen)
-            elif count < seen.replicas:
+            elif count < seen.replicas and not self._lanes.renewing:
                 self._shrink()
 
     def _grow(self, seen: Pressure) -> None:
@@ -177,7 +177,7 @@ class Replicas:
             loading = None
             await self._executors[number].close()
             await asyncio.sleep(delay)
-            delay = min(max(delay * 2, self._restart.first_delay), self._restart.max_delay)
+            delay = self._restart.after(delay)
         self._joining.pop(number, None)
         self._lanes.add(lane)
 

@@ -181,7 +181,7 @@ class Keeper:
     async def _pause(self) -> None:
         """Sleeps for the back-off, which doubles each time until a worker has answered something."""
         await asyncio.sleep(self._delay)
-        self._delay = min(self._delay * 2, self._policy.max_delay)
+        self._delay = self._policy.after(self._delay)
 
     def _came_up(self) -> None:
         replica, group = self._replica, self._group

@@ -248,7 +248,7 @@ class VisionProcess:
         refusals = 0
         while True:
             await asyncio.sleep(back_off)
-            back_off = min(max(back_off * 2, policy.first_delay), policy.max_delay)
+            back_off = policy.after(back_off)
             try:
                 await self._begin()
             except _Killed as error:

@@ -168,6 +168,28 @@ def test_replicas_follow_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     serve(test, lambda: [Slow() for _ in range(3)], max_replicas=3, queue_time=0.03, idle_time=0.05)
 
 
+def test_no_replica_ends_while_all_are_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one whose ranks are not there would be the first to go, and the restart would fail."""
+    monkeypatch.setattr(replicas_module, "LOOK", 0.01)
+
+    async def test(engine: Engine, executors: list[Slow]) -> None:
+        await engine.start()
+        executors[0].pace = 0.002
+        await asyncio.gather(*(answered(engine, [number] * 20, 20) for number in range(20)))
+        await until(lambda: engine.replicas == [True] * 2)
+        executors[0].may.clear()
+        restart = asyncio.ensure_future(engine.restart_replicas())
+        await until(lambda: engine.replicas == [False, True])
+        await asyncio.sleep(0.6)  # longer than two idle times
+        assert numbers(engine) == [0, 1]
+        executors[0].may.set()
+        await restart
+        assert [executor.starts for executor in executors] == [2, 2]
+        await until(lambda: len(numbers(engine)) == 1)
+
+    serve(test, lambda: [Slow(), Slow()], max_replicas=2, queue_time=0.02, idle_time=0.25)
+
+
 def test_running_requests_of_one_that_ends_go_on_elsewhere() -> None:
     async def test(engine: Engine, executors: list[Slow]) -> None:
         await engine.start()
