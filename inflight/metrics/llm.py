@@ -48,12 +48,14 @@ class Load:
     Attributes:
         running, waiting: requests with a row in the batch, and without one.
         tokens, room: tokens in used blocks of the KV cache, and in all blocks.
+        texts: of those that wait, those of models that only read texts.
     """
 
     running: int = 0
     waiting: int = 0
     tokens: int = 0
     room: int = 0
+    texts: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ class LlmMetrics:
             ("tgi_batch_max_total_tokens", "Tokens of the cache.", load.room),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-        yield from self.texts.collect(load.waiting)
+        yield from self.texts.collect(load.texts)
         yield from _of_replicas(self._replicas())
         yield from prompt_metrics(self._prompts())
 

@@ -454,11 +454,13 @@ class LanguageModels:
     def _load(self) -> Load:
         """The sum over all models."""
         loads = [engine.load for engine in self._shards]
+        reading = [load for engine, load in zip(self._shards, loads) if not engine.info.generates]
         return Load(
             sum(load.running for load in loads),
             sum(load.waiting for load in loads),
             sum(load.tokens for load in loads),
             sum(load.room for load in loads),
+            sum(load.waiting for load in reading),
         )
 
     def _replicas(self) -> list[ReplicaLoad]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
+from inflight.config import RestartPolicy, ServerConfig
 from inflight.metrics import SECONDS, Load, Metrics
+from inflight.router.language_models import LanguageModels
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -157,3 +161,24 @@ def test_the_methods_of_a_language_model_are_counted_together() -> None:
     for method in ("generate", "embed", "embed_sparse", "classify", "score"):
         assert metrics.totals("minilm", method).answered == 1
     assert metrics.totals("minilm", "predict").answered == 0
+
+
+def test_the_queue_of_texts_is_that_of_models_that_only_read_them() -> None:
+    class Model:
+        def __init__(self, generates: bool, waiting: int) -> None:
+            self.info, self.load = SimpleNamespace(generates=generates), Load(waiting=waiting)
+
+    metrics = Metrics()
+    models = LanguageModels(ServerConfig(), metrics)
+    models._shards.update({cast(Any, Model(True, 5)): [], cast(Any, Model(False, 2)): []})
+    metrics.generations.watch(models._load)
+    metrics.generations.texts.serve()
+    samples = scrape(metrics)
+    assert (value(samples, "tgi_queue_size"), value(samples, "te_queue_size")) == (7, 2)
+
+
+def test_pauses_between_starts_double_up_to_the_longest() -> None:
+    policy, pauses = RestartPolicy(first_delay=0.5, max_delay=3.0), [0.0]
+    for _ in range(5):
+        pauses.append(policy.after(pauses[-1]))
+    assert pauses == [0.0, 0.5, 1.0, 2.0, 3.0, 3.0]
