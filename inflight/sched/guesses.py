@@ -77,7 +77,7 @@ class Guesses:
         Args:
             requests: those that are not finished, by their ids.
         """
-        if not self._speculation.most:
+        if not self._speculation.most or not (sent.drafts or sent.decodes):
             return
         right: dict[int, int] = {}
         for id in result.ids:
