@@ -81,7 +81,7 @@ class Fleet:
         return list(dict.fromkeys([*self._groups, *self.language_models.bases]))
 
     def pids(self, name: str) -> list[int]:
-        """Processes of a servable or a language model."""
+        """Processes of a servable or a language model on this machine."""
         workers = [replica.pid for group in self.versions(name).values() for replica in group.replicas]
         return [*(pid for pid in workers if pid is not None), *self.language_models.pids(name)]
 

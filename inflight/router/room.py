@@ -29,7 +29,7 @@ class Present:
     """A model that is loaded, as the server's parts see it.
 
     Attributes:
-        pids: its processes.
+        pids: its processes on this machine.
         files: bytes of its files.
         used: time of its last request by `time.perf_counter`; 0: there was none.
         changing: it is being loaded or unloaded.

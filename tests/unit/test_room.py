@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
-from inflight.config import RoomConfig
+from inflight.config import RoomConfig, ServerConfig
+from inflight.metrics import Metrics
+from inflight.router.language_models import LanguageModels
 from inflight.router.room import Present, Room
 
 
@@ -84,5 +88,19 @@ def test_a_load_that_is_given_up_leaves_the_others_their_ends() -> None:
         await asyncio.gather(first, return_exceptions=True)
         assert not models.leaving["a"].cancelled()
         await models.load("c", 1)  # its room is free again
+
+    run(test)
+
+
+def test_what_is_measured_are_processes_of_this_machine() -> None:
+    """Those of a cluster have numbers that mean other processes here."""
+
+    async def test() -> None:
+        models = LanguageModels(ServerConfig(), Metrics())
+        engine = cast(Any, object())
+        models._served["m"] = engine
+        groups: list[Any] = [SimpleNamespace(elastic=True, pids=[1]), SimpleNamespace(elastic=False, pids=[7, 8])]
+        models._shards[engine] = groups
+        assert models.pids("m") == [7, 8]
 
     run(test)
