@@ -40,11 +40,18 @@ build_llamacpp() {
         cmake --build "$1/build" -j "$JOBS" --target llama-server llama-quantize llama-bench llama-batched-bench
 }
 
-# Whether what was built computes a small Q4_K_M: on some machines ggml's AMX kernels end in an illegal instruction.
+# Whether what was built computes a small Q4_K_M.
 llamacpp_computes() {
     local model=$1/probe/gguf/probe-q4_k_m.gguf
     "$1/bin/python" -m bench.gguf_files "$1/probe" --models probe-q4_k_m >/dev/null &&
         "$1/build/bin/llama-bench" -m "$model" -p 64 -n 2 -r 1 -t "$JOBS" >/dev/null 2>&1
+}
+
+# GCC 12's _tile_loadconfig tells the compiler that eight bytes of the configuration are read, so that the others are not
+# written, and the first product of tiles ends in an illegal instruction.
+keep_tile_configuration() {
+    sed -i 's/^\( *\)\(_tile_loadconfig(&tc);\)/\1asm volatile("" ::: "memory"); \2/' \
+        "$1/src/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp"
 }
 
 # The compiler takes AMX from -march=native, so that only flags behind it leave it out.
@@ -67,6 +74,7 @@ setup_llamacpp() {
         tar xzf "$fetched/llama_cpp_python-$LLAMA_CPP_PYTHON.tar.gz" -C $home/unpacked --strip-components 1
         mv $home/unpacked $home/src
         rm -r $fetched
+        keep_tile_configuration $home
     fi
     build_llamacpp $home >$home/build.log 2>&1 || {
         tail -n 30 $home/build.log >&2
