@@ -275,6 +275,11 @@ class Admission:
         """Whether a request would be refused now."""
         return self.used + self.arriving >= self.limit
 
+    @property
+    def crowded(self) -> bool:
+        """Whether some request would be refused now: any, or one with a large body."""
+        return self.full or self.gorged()
+
     def arrived(self) -> None:
         """Reserves a place for a request."""
         self.arriving += 1
@@ -310,7 +315,7 @@ class Admission:
 
         Clients that connect anew for every request cannot be recognised; each waits as if it had been refused once.
         """
-        if not self.full:
+        if not (self.full or (caller.bulky and self.gorged(caller))):
             return False
         now = self._refill()
         self._budget -= COST_OF_CONNECTION

@@ -244,7 +244,7 @@ class HttpApp:
     def crowded(self) -> Admission | None:
         """See `GatedApp`."""
         for generator in self._backend.generators.values():
-            if generator.admission.full:
+            if generator.admission.crowded:
                 return generator.admission
         return None
 

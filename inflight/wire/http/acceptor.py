@@ -48,6 +48,8 @@ PATIENCE = 100.0
 """Seconds without a byte of a refused body after which its connection is closed."""
 _RETRY = 0.25
 """Seconds between two attempts to accept while the process has no file descriptors left."""
+GLANCE = 0.005
+"""Seconds after which a connection without a byte is looked at again where there are places for small requests."""
 _PEEK = socket.MSG_DONTWAIT | socket.MSG_PEEK
 _SEND = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _DISCARD = socket.MSG_DONTWAIT | (socket.MSG_TRUNC if sys.platform == "linux" else 0)
@@ -109,6 +111,15 @@ class Acceptor:
 
     def forget(self, visitor: _Visitor) -> None:
         self._visitors.pop(visitor, None)
+
+    def later(self, seconds: float, visitor: _Visitor, crowded: Admission) -> None:
+        """Lets the visitor arrive again, unless it has left by then."""
+
+        def again() -> None:
+            if visitor in self._visitors:
+                visitor.arrive(crowded)
+
+        self._loop.call_later(seconds, again)
 
     def _accept(self) -> None:
         for _ in range(ACCEPTED_A_TURN):
@@ -279,6 +290,9 @@ class _Visitor:
     def arrive(self, crowded: Admission) -> None:
         """Handles the new connection, or puts it in line. Args: crowded: the admission of a full model."""
         sight = self._look()
+        if sight is _Sight.SILENT and not crowded.full:
+            self._glance(crowded)
+            return
         if sight is _Sight.GONE or sight is _Sight.OTHER:
             self._deal(sight, crowded)
             return
@@ -288,6 +302,14 @@ class _Visitor:
             line.sees(self.caller, sight.body >= LARGE_BODY)
         if not line.came(self.caller):
             self._take_turn(line)
+
+    def _glance(self, crowded: Admission) -> None:
+        """Waits a moment for the head of its first request, not in line: only one with a large body may have to."""
+        if self._waited:
+            self._acceptor.open(self, None)
+        else:
+            self._waited = True
+            self._acceptor.later(GLANCE, self, crowded)
 
     def turn(self, offered: bool) -> bool:
         """The `turn` of its `Caller`."""

@@ -109,4 +109,4 @@ class GatedApp(Protocol):
         """The gate of a request's model; None if the request is for another servable, or its body names the model."""
 
     def crowded(self) -> Admission | None:
-        """The admission of a model without a free place; None if every model has one."""
+        """The admission of a model that has no place for some request; None if every model has one for all."""
