@@ -100,6 +100,7 @@ from inflight.contract.values import (
     DTYPES,
     NEWEST,
     STRING_CODE,
+    STRINGS_CODE,
     Array,
     GraphSpec,
     KnownModel,
@@ -110,6 +111,7 @@ from inflight.contract.values import (
     ServableStatus,
     TensorSpec,
     TextPart,
+    Texts,
     Value,
 )
 
@@ -124,6 +126,7 @@ __all__ = [
     "NEWEST",
     "POSITIVE",
     "RANGES",
+    "STRINGS_CODE",
     "STRING_CODE",
     "STRUCTURED",
     "UNSOUND",
@@ -184,6 +187,7 @@ __all__ = [
     "Table",
     "TensorSpec",
     "TextPart",
+    "Texts",
     "Thought",
     "Token",
     "TokenInfo",

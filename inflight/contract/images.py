@@ -12,7 +12,7 @@ import numpy as np
 from inflight.contract.data_uri import FETCHED, media_at
 from inflight.contract.generation import Chat, GenerationRequest, Generator, GeneratorInfo
 from inflight.contract.media import Detail, Media
-from inflight.contract.values import Array, MethodInfo, Value
+from inflight.contract.values import Array, MethodInfo, Texts, Value
 from inflight.errors import InvalidRequest
 
 IMAGE = "image"
@@ -49,7 +49,7 @@ def images_in(value: Value, detail: Detail = "auto") -> list[Media]:
 
     Args:
         value: an address; the bytes of a file; pixels, uint8 [height, width, 3], [height, width] (grey), or several
-            images [n, height, width, 3]; or a file's bytes as an array, uint8 [size].
+            images [n, height, width, 3]; or a file's bytes as an array, uint8 [size]; or several addresses, or files.
 
     Raises:
         InvalidRequest: it is none of these.
@@ -58,6 +58,8 @@ def images_in(value: Value, detail: Detail = "auto") -> list[Media]:
         return [media_at(value, detail)]
     if isinstance(value, np.ndarray):
         return _pictures(value, detail)
+    if isinstance(value, Texts):
+        return [image for item in value.items for image in images_in(item, detail)]
     return [_file(bytes(value), detail)]
 
 

@@ -7,7 +7,7 @@ took its place: one failed instance never fails its neighbours.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
@@ -18,8 +18,28 @@ from inflight.errors import InflightError, InvalidRequest
 
 T = TypeVar("T")
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Value: TypeAlias = Array | str | bytes
-"""One input or output of one instance: a C-contiguous array, a text, or raw bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Several texts, or several byte strings, as one output of an instance.
+
+    Attributes:
+        shape: dimensions, at least one.
+        items: in row-major order, all of one kind.
+    """
+
+    shape: tuple[int, ...]
+    items: list[str] | list[bytes]
+
+    def tolist(self, say: Callable[[Any], Any] = lambda item: item) -> list[Any]:
+        """Lists within lists, as many as there are dimensions, of what `say` makes of each item."""
+        listed: list[Any] = np.array([*map(say, self.items)], object).reshape(self.shape).tolist()
+        return listed
+
+
+Value: TypeAlias = Array | str | bytes | Texts
+"""One input or output of one instance: a C-contiguous array, a text, raw bytes, or several of these two."""
 Row: TypeAlias = "Sequence[Value]"
 Outcome: TypeAlias = "Row | InflightError"
 
@@ -43,6 +63,8 @@ DTYPE_CODES: dict[str, int] = {
 }
 STRING_CODE = 13
 BYTES_CODE = 14
+STRINGS_CODE = 15
+"""`Texts` of str, on the worker channel only; those of bytes have the next number."""
 DTYPES: dict[int, np.dtype[Any]] = {code: np.dtype(name) for name, code in DTYPE_CODES.items()}
 CODES: dict[np.dtype[Any], int] = {dtype: code for code, dtype in DTYPES.items()}
 

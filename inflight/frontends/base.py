@@ -34,7 +34,7 @@ class Backend(Protocol):
         the request as a whole was not run.
 
         Args:
-            rows: inputs by position, as `MethodInfo.row` orders them; at least one.
+            rows: inputs by position, as `MethodInfo.row` orders them. Without any nothing runs.
             timeout: seconds, or None for the method's own.
             say: called with the index of a row and the next piece of the text that a language model in the method
                 generates for it. If the worker of an instance dies, its text continues where it stopped.

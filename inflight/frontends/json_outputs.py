@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import orjson
 
-from inflight.contract import Array, MethodInfo, Row, Value
+from inflight.contract import Array, MethodInfo, Row, Texts, Value
 from inflight.errors import ModelError
 
 SMALL = 32
@@ -61,6 +61,8 @@ def _value(value: Value) -> Any:
         return value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return {"b64": msgspec.to_builtins(value)}
+    if isinstance(value, Texts):
+        return value.tolist(_value)
     dtype = getattr(value, "dtype", None)
     if dtype is None or dtype.kind not in KINDS:
         raise ModelError(

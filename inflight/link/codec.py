@@ -21,11 +21,13 @@ from inflight.contract import (
     BYTES_CODE,
     CODES,
     DTYPES,
+    STRINGS_CODE,
     Array,
     Row,
     StepPlan,
     StepResult,
     Table,
+    Texts,
     Transfer,
     Transferred,
     Value,
@@ -39,6 +41,7 @@ from inflight.link.values import WireArray, WireRows, WireValue
 from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVision, VisionReady
 
 PREFIX = struct.Struct("<II")
+_LENGTH = struct.Struct("<I")
 ALIGN = 16
 MAX_FRAME = 1 << 31
 
@@ -273,9 +276,21 @@ class Packer:
             large = len(value) >= LARGE
             where = self._large(np.frombuffer(value, np.uint8)) if large else self._small(value)
             return WireArray(BYTES_CODE, (len(value),), where)
+        if isinstance(value, Texts):
+            return self._texts(value)
         if isinstance(value, Blob):
             return WireArray(BYTES_CODE, value.array.shape, self._large(value.array))
         raise InvalidRequest(f"a {type(value).__name__} cannot be sent; use an array, a str or bytes")
+
+    def _texts(self, texts: Texts) -> WireArray:
+        """Each behind its length, as 4 bytes; before the dimensions the bytes of all."""
+        code, raw = STRINGS_CODE + 1, bytearray()
+        for item in texts.items:
+            if isinstance(item, str):
+                code, item = STRINGS_CODE, item.encode()
+            raw += _LENGTH.pack(len(item)) + item
+        where = self._large(np.frombuffer(raw, np.uint8)) if len(raw) >= LARGE else self._small(bytes(raw))
+        return WireArray(code, (len(raw), *texts.shape), where)
 
     def array(self, array: Array) -> WireArray:
         code = CODES.get(array.dtype)
@@ -338,7 +353,20 @@ class Unpacker:
     def _array(self, item: WireArray) -> Value:
         if item.code == BYTES_CODE:
             return self._data(np.dtype(np.uint8), item.shape, item.where).tobytes()
+        if item.code >= STRINGS_CODE:
+            return self._texts(item)
         return self._data(DTYPES[item.code], item.shape, item.where)
+
+    def _texts(self, item: WireArray) -> Texts:
+        raw = self._data(np.dtype(np.uint8), item.shape[:1], item.where).tobytes()
+        found: list[bytes] = []
+        at = 0
+        while at < len(raw):
+            start = at + _LENGTH.size
+            at = start + _LENGTH.unpack_from(raw, at)[0]
+            found.append(raw[start:at])
+        strings = item.code == STRINGS_CODE
+        return Texts(item.shape[1:], [each.decode() for each in found] if strings else found)
 
     def _data(self, dtype: np.dtype[Any], shape: Sequence[int], where: int) -> Array:
         if where >= 0:

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from inflight.contract import CODES, Array, Outcome, Value
+from inflight.contract import CODES, Array, Outcome, Texts, Value
 from inflight.errors import DeadlineExceeded, InflightError, ModelError, describe
 from inflight.pipeline.failures import FailureLog
 from inflight.servable import FunctionSpec, MethodSpec, StageSpec
+
+MAX_RANK = 32
+"""Dimensions of nested lists of texts, as numpy had for arrays."""
 
 Fail = Callable[[BaseException], InflightError]
 
@@ -38,7 +41,7 @@ class Form:
 
     def outputs(self, result: Any) -> Sequence[Any]:
         """The outputs of one result: a tuple is as many outputs as it has elements, and so is a list of arrays, texts
-        or bytes. A list of numbers, or of lists, is one array where one output is declared.
+        or bytes. A list of numbers, of texts, or of lists, is one output where one is declared.
 
         Raises:
             BadResult: there are more or fewer than declared.
@@ -46,7 +49,7 @@ class Form:
         if isinstance(result, tuple):
             items: Sequence[Any] = result
         elif isinstance(result, list):
-            if self.count == 1 and not (self.unwrap and len(result) == 1) and not any(map(_is_value, result)):
+            if self.count == 1 and not (self.unwrap and len(result) == 1) and self._is_one(result):
                 return (result,)
             items = result
         elif self.count == 1:
@@ -64,8 +67,13 @@ class Form:
             )
         return items
 
+    def _is_one(self, result: list[Any]) -> bool:
+        """Whether a list is one value."""
+        texts = not self.unwrap and bool(result) and all(isinstance(item, _TEXT) for item in result)
+        return texts or not any(map(_is_value, result))
 
-Inputs = Callable[[int], list[list[Value]]]
+
+Inputs = Callable[[int], list[list[Any]]]
 """Gives a function's inputs for the instances from an index on. Each call makes them anew, since functions may edit
 them."""
 
@@ -182,12 +190,14 @@ def as_row(result: Any, form: Form, inputs: Sequence[Value] = ()) -> list[Value]
 
 def _is_value(item: Any) -> bool:
     """Whether an element of a list is an output by itself, and not a number or a list."""
-    if isinstance(item, (np.ndarray, str, bytes, bytearray, memoryview)):
+    if isinstance(item, (np.ndarray, *_TEXT)):
         return True
     return not isinstance(item, (bool, int, float, list, np.generic)) and (
         hasattr(item, "__array__") or callable(getattr(item, "asnumpy", None))
     )
 
+
+_TEXT = (str, bytes, bytearray, memoryview)
 
 _OWN = (list, bool, int, float, np.ndarray, np.generic)
 """Types that numpy converts into new memory; arrays made of other objects may view the object's memory."""
@@ -207,6 +217,58 @@ def _kept(item: Any, inputs: Sequence[Value]) -> Value:
     return value
 
 
+def texts_of(value: Any) -> Value | None:
+    """A list, a tuple or an array of texts, or of bytes; None: the value is something else.
+
+    Raises:
+        BadResult: lists of different lengths, texts beside other things, or no valid Unicode.
+    """
+    shape: tuple[int, ...]
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "USTO" or (
+            value.dtype.kind == "O" and not isinstance(next(value.flat, None), _TEXT)
+        ):
+            return None
+        shape, items = value.shape, value.ravel().tolist()
+    else:
+        shape, first = _shape_of(value)
+        if not isinstance(first, _TEXT):
+            return None
+        items = [value]
+        for size in shape:
+            items = _inner(items, size)
+    if all(isinstance(item, str) for item in items):
+        for item in items:
+            if not item.isascii():
+                _check_text(item)
+        return Texts(shape, [str(item) for item in items]) if shape else str(items[0])
+    if any(isinstance(item, str) or not isinstance(item, _TEXT) for item in items):
+        kinds = " beside ".join(sorted({type(item).__name__ for item in items}))
+        raise BadResult(f"the function returned {kinds} in one list; return texts only, or bytes only")
+    return Texts(shape, [bytes(item) for item in items]) if shape else bytes(items[0])
+
+
+def _shape_of(value: Any) -> tuple[tuple[int, ...], Any]:
+    """The dimensions of nested lists, by their first elements, and the very first element."""
+    shape: list[int] = []
+    while isinstance(value, (list, tuple)) and len(shape) < MAX_RANK:
+        shape.append(len(value))
+        value = value[0] if value else None
+    return tuple(shape), value
+
+
+def _inner(items: list[Any], size: int) -> list[Any]:
+    """The elements of lists of this length, one level deeper."""
+    for item in items:
+        if not isinstance(item, (list, tuple)) or len(item) != size:
+            found = f"one of {len(item)}" if isinstance(item, (list, tuple)) else f"a {type(item).__name__}"
+            raise BadResult(
+                f"the function returned a list of {size} texts beside {found}; make lists of texts equally long, "
+                "filled up with empty texts, say"
+            )
+    return [each for item in items for each in item]
+
+
 def _check_text(value: str) -> None:
     try:
         value.encode()
@@ -219,7 +281,8 @@ def _check_text(value: str) -> None:
 def as_value(value: Any) -> Value:
     """A stage function's output as a value: texts, bytes, or a C-contiguous array of a numeric or bool type.
 
-    Python's bool, int and float become bool, int64 and float64 scalars; objects with `asnumpy` are converted.
+    Lists and numpy arrays of texts, or of bytes, become `Texts`. Python's bool, int and float become bool, int64 and
+    float64 scalars; objects with `asnumpy` are converted.
 
     Raises:
         BadResult: the type cannot be sent to a model or a client.
@@ -237,6 +300,9 @@ def as_value(value: Any) -> Value:
         return as_value(convert())
     if value is None:
         raise BadResult("the function returned None; return an array, a number, a str or bytes")
+    texts = texts_of(value)
+    if texts is not None:
+        return texts
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError) as error:

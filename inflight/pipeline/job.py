@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from inflight.contract import Array, Outcome, Row, Table, Value
+from inflight.contract import Array, Outcome, Row, Table, Texts, Value
 from inflight.errors import Cancelled, DeadlineExceeded, InflightError
 from inflight.servable import MethodSpec, Ref, StageSpec
 
@@ -117,9 +118,9 @@ class Job:
             return Table([slots[ref.stage].columns[ref.output] for ref in refs])  # type: ignore[attr-defined]
         return [list(row) for row in zip(*(_values(slots[ref.stage], ref.output) for ref in refs))]
 
-    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool], texts: Sequence[str | None]) -> list[list[Value]]:
-        """The inputs of a Python stage: bytes as the function declares them, else as a uint8 array; every array
-        writable.
+    def editable_inputs(self, stage: StageSpec, kept: Sequence[bool], texts: Sequence[str | None]) -> list[list[Any]]:
+        """The inputs of a Python stage: bytes as the function declares them, else as a uint8 array; `Texts` as lists;
+        every array writable.
 
         Args:
             kept: for each input, whether the value is read again (`kept_inputs`); then the stage gets a copy.
@@ -131,9 +132,9 @@ class Job:
         ]
         return [list(row) for row in zip(*columns)] if columns else [[] for _ in self.keys]
 
-    def shared_inputs(self, stage: StageSpec) -> list[list[Value]]:
+    def shared_inputs(self, stage: StageSpec) -> list[list[Any]]:
         """The same with MindSpore Serving's sharing: later stages, and returned inputs, see an edit in place."""
-        rows: list[list[Value]] = [[] for _ in self.keys]
+        rows: list[list[Any]] = [[] for _ in self.keys]
         for ref in stage.inputs:
             slot = [row if isinstance(row, list) else list(row) for row in self.slots[ref.stage]]
             self.slots[ref.stage] = slot
@@ -144,7 +145,7 @@ class Job:
                     value = np.frombuffer(bytearray(value), np.uint8)
                 elif isinstance(value, np.ndarray) and not value.flags.writeable:
                     value = values[ref.output] = value.copy()
-                row.append(value)
+                row.append(value.tolist() if isinstance(value, Texts) else value)
         return rows
 
     def advance(self, outputs: Sequence[Row]) -> None:
@@ -167,11 +168,13 @@ def _values(rows: Sequence[Row], at: int) -> list[Value]:
     return [row[at] for row in rows]
 
 
-def _editable(value: Value, keep: bool, kind: str | None) -> Value:
+def _editable(value: Value, keep: bool, kind: str | None) -> Any:
     if isinstance(value, bytes):
         if kind == "bytes":
             return value
         return np.frombuffer(bytearray(value), np.uint8)
+    if isinstance(value, Texts):
+        return value.tolist()
     if isinstance(value, np.ndarray) and (keep or not value.flags.writeable):
         copy: Array = value.copy()
         return copy

@@ -16,10 +16,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from inflight.contract import Outcome, Row, Table, Value, chain
+from inflight.contract import Outcome, Row, Table, chain
 from inflight.errors import InflightError, InvalidRequest
 from inflight.link import Board, Runner
 from inflight.pipeline.batcher import BatchedModel
@@ -317,8 +318,8 @@ class Pipeline:
         kept, texts = self._kept[method.name, stage.index], self._texts[stage.key]
         count = sum(map(len, jobs))
 
-        def inputs(first: int) -> list[list[Value]]:
-            rows: list[list[Value]] = []
+        def inputs(first: int) -> list[list[Any]]:
+            rows: list[list[Any]] = []
             for job in jobs:
                 skipped = min(first, len(job))
                 first -= skipped

@@ -135,16 +135,18 @@ class Router:
         timeout: float | None = None,
         say: SayTo | None = None,
     ) -> Callable[[], None]:
-        if not rows:
-            raise InvalidRequest("the request has no instances; send at least one")
         caller = holder.get()
         if caller is not None and not caller.allows(method.servable):
             raise Forbidden(f"this API key may not call '{method.servable}'")
         models = self.fleet.language_models
         # Whichever version: it may have been replaced since the method was looked up.
         if method.optional and models.method(method.servable, NEWEST, method.name) is not None:
+            if not rows:
+                raise InvalidRequest("the request has no instances; send at least one")
             return models.submit(method, rows, done, timeout, say)
         group, queue = self._queue(method)
+        if not rows:
+            return asyncio.get_running_loop().call_soon(done, []).cancel
         if self._in_flight >= self.max_enqueued:
             self._metrics.request_done(method.servable, method.name, 0.0, Overloaded.cause)
             raise Overloaded(f"Serving Error: enqueued requests count exceeds the limit {self.max_enqueued}")

@@ -21,7 +21,7 @@ from types import FrameType
 from inflight import log
 from inflight.checkpoint import open_model
 from inflight.config import GeneratorConfig, VisionConfig, processors
-from inflight.contract import Array, Grid
+from inflight.contract import Array, Grid, Texts
 from inflight.early import DUMP
 from inflight.errors import InflightError, InvalidRequest, ModelError, StartError, describe
 from inflight.link import (
@@ -94,7 +94,7 @@ class VisionWorker:
             message, values = received
             if isinstance(message, EncodeImage):
                 value = values.row([message.image])[0]
-                assert not isinstance(value, str)
+                assert not isinstance(value, (str, Texts))
                 self._waiting.put(_Work(message, value))
             elif isinstance(message, Drop):
                 self._dropped.update(dict.fromkeys(message.ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import socket
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from inflight.contract import CODES, Value
+from inflight.contract import CODES, Texts, Value
 from inflight.errors import InvalidRequest
 from inflight.link import (
     BOARD_BYTES,
@@ -40,7 +41,15 @@ from inflight.link.codec import PREFIX, decode
 
 dtypes = st.sampled_from(list(CODES))
 arrays = dtypes.flatmap(lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_side=5)))
-values = st.one_of(arrays, st.text(), st.binary())
+texts = st.one_of(
+    npst.array_shapes(max_dims=3, max_side=3).flatmap(
+        lambda shape, kind=kind: st.builds(
+            Texts, st.just(shape), st.lists(kind, min_size=math.prod(shape), max_size=math.prod(shape))
+        )
+    )
+    for kind in (st.text(max_size=9), st.binary(max_size=9))
+)
+values = st.one_of(arrays, st.text(), st.binary(), texts)
 
 
 def equal(a: Value, b: Value) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inflight.contract import BYTES_CODE, CODES, STRING_CODE
+from inflight.contract import BYTES_CODE, CODES, STRING_CODE, Texts
 from inflight.frontends.protobuf import LARGE, Unusual, fields, is_large, memory, tag_of, wrapped
 from inflight.proto.ms_service_pb2 import Instance, PredictReply, PredictRequest, Tensor
 from inflight.wire import Encoded
@@ -148,6 +148,11 @@ def put(tensor: Any, value: Any) -> None:
     elif isinstance(value, str):
         tensor.dtype = STRING_CODE
         tensor.bytes_val.append(value.encode())
+    elif isinstance(value, Texts):
+        strings = [item.encode() for item in value.items if isinstance(item, str)]
+        tensor.dtype = STRING_CODE if len(strings) == len(value.items) else BYTES_CODE
+        tensor.shape.dims.extend(value.shape)
+        tensor.bytes_val.extend(strings or value.items)
     else:
         tensor.dtype = BYTES_CODE
         tensor.bytes_val.append(bytes(value))

@@ -129,5 +129,5 @@ def _outputs(method: MethodInfo, outcome: Row, common: dict[str, Any], streamed:
     if not _writes(method):
         return json_outputs(method, outcome, common)
     text, reason, count = outcome
-    details = {"finish_reason": reason, "generated_tokens": int(count)}
+    details = {"finish_reason": reason, "generated_tokens": int(count)}  # type: ignore[arg-type]  # it is a number
     return orjson.dumps({**common, "text_output": "" if streamed else text, "details": details})

@@ -10,8 +10,10 @@ dimension: its tensors are the model's own, and a request is one call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from inflight.contract import (
     ServableStatus,
     Table,
     TensorSpec,
+    Texts,
     Value,
     join,
     reads_images,
@@ -225,7 +228,7 @@ def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     """The N rows of the method's inputs in tensors of shape [N, ...]: a table of these tensors if all are arrays. A
     method that takes one request a call gets the tensors unchanged, as one row. The rows of a language model hold its
-    text, its images and its parameters.
+    text, its images and its parameters. An empty batch (N = 0) has no rows.
 
     Raises:
         InvalidRequest: an input is missing, unknown, given twice, of another type than the method declares, or
@@ -279,17 +282,33 @@ def _rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
         return [[_whole(spec, given[spec.name]) for spec in method.inputs]]
     columns = {spec.name: _column(spec, given[spec.name]) for spec in method.inputs if spec.name in given}
     counts = {len(column) for column in columns.values()}
-    if not counts or counts == {0}:
-        raise InvalidRequest("the request holds no instance, the first dimension of each input must be at least 1")
+    if not counts:
+        raise InvalidRequest("the request holds no input")
     if len(counts) != 1:
         listed = ", ".join(f"'{name}' {len(column)}" for name, column in columns.items())
         raise InvalidRequest(f"the first dimension is the number of instances, but the inputs disagree: {listed}")
+    if counts == {0}:
+        for spec in method.inputs:
+            _check_shape(spec, given.get(spec.name))
+        return []
     if not left_out and all(isinstance(column, np.ndarray) for column in columns.values()):
         return Table(list(columns.values()))  # type: ignore[arg-type]  # all are arrays, as checked above
     (count,) = counts
     for name in left_out:
         columns[name] = [optional[name]] * count
     return [list(row) for row in zip(*(_each(columns[spec.name]) for spec in method.inputs))]
+
+
+def _check_shape(spec: TensorSpec, tensor: OipTensor | None) -> None:
+    """Checks an input without instances, which no model sees, against what the model takes."""
+    if tensor is None or spec.shape is None or not isinstance(tensor.data, np.ndarray):
+        return
+    have = tensor.shape[1:]
+    fits = len(have) == len(spec.shape) and all(want in (-1, size) for want, size in zip(spec.shape, have))
+    if not fits and (-1 in spec.shape or math.prod(have) != math.prod(spec.shape)):
+        raise InvalidRequest(
+            f"input '{spec.name}' has instances of shape {list(have)}, the method takes {list(spec.shape)}"
+        )
 
 
 def _each(column: Array | list[Value]) -> list[Value]:
@@ -303,12 +322,16 @@ def from_outcomes(
     call stay as they are.
 
     Args:
+        outcomes: none for an empty batch, whose outputs have no elements.
         wanted: names of the outputs to return, in this order; None or empty for all.
 
     Raises:
         InflightError: the error of the first failed instance, with its index before its text.
-        InvalidRequest: an unknown output is requested, or the instances' outputs differ in shape or type.
+        InvalidRequest: an unknown output is requested, the instances' outputs differ in shape or type, or those of an
+            empty batch are not known.
     """
+    if not len(outcomes):
+        return [_empty(method.outputs[at]) for at in _wanted(method, wanted)]
     if type(outcomes) is Table:
         rows: Sequence[Row] = outcomes
     else:
@@ -322,6 +345,20 @@ def from_outcomes(
     if table is not None:
         return [_tensor(method.outputs[at].name, table.columns[at]) for at in _wanted(method, wanted)]
     return [_stack(method.outputs[at].name, [row[at] for row in rows]) for at in _wanted(method, wanted)]
+
+
+def _empty(spec: TensorSpec) -> OipTensor:
+    """An output of no instances."""
+    if spec.dtype is None or spec.shape is None or -1 in spec.shape:
+        unknown = "type" if spec.dtype is None else "shape"
+        raise InvalidRequest(
+            f"the request holds no instance, and without one the {unknown} of output '{spec.name}' is not known; send "
+            "at least one"
+        )
+    shape = (0, *spec.shape)
+    if spec.dtype in ("str", "bytes"):
+        return OipTensor(spec.name, "BYTES", shape, [])
+    return _tensor(spec.name, np.empty(shape, spec.dtype))
 
 
 def _split(name: str, known: set[str]) -> tuple[str, str]:
@@ -435,21 +472,36 @@ def _wanted(method: MethodInfo, wanted: Sequence[str] | None) -> list[int]:
 
 def _stack(name: str, values: list[Value]) -> OipTensor:
     """One output of all instances as one tensor."""
-    if any(isinstance(value, (str, bytes)) for value in values):
-        items = [value.encode() if isinstance(value, str) else value for value in values]
-        if not all(isinstance(item, bytes) for item in items):
-            raise InvalidRequest(f"output '{name}' is a text for some instances and an array for others")
-        return OipTensor(name, "BYTES", (len(items),), [item for item in items if isinstance(item, bytes)])
-    arrays: list[Array] = [np.asarray(value) for value in values]
-    first = arrays[0]
-    for index, array in enumerate(arrays):
-        if array.shape != first.shape or array.dtype != first.dtype:
+    forms = [_form(value) for value in values]
+    for index, form in enumerate(forms):
+        if form != forms[0]:
             raise InvalidRequest(
-                f"output '{name}' differs among the instances of this request: {first.dtype} {list(first.shape)} "
-                f"at instance 0, {array.dtype} {list(array.shape)} at instance {index}; the protocol answers with "
-                "one tensor per output, so send such instances in requests of their own"
+                f"output '{name}' differs among the instances of this request: {_named(forms[0])} at instance 0, "
+                f"{_named(form)} at instance {index}; the protocol answers with one tensor per output, so send such "
+                "instances in requests of their own"
             )
-    return _tensor(name, first[np.newaxis, ...] if len(arrays) == 1 else np.stack(arrays))
+    kind, shape = forms[0]
+    if kind == "BYTES":
+        items = [_raw(item) for value in values for item in (value.items if isinstance(value, Texts) else [value])]
+        return OipTensor(name, kind, (len(values), *shape), items)
+    arrays: list[Array] = [np.asarray(value) for value in values]
+    return _tensor(name, arrays[0][np.newaxis, ...] if len(arrays) == 1 else np.stack(arrays))
+
+
+def _form(value: Value) -> tuple[str, tuple[int, ...]]:
+    """The type and the dimensions of one instance's output."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.name, value.shape
+    return "BYTES", value.shape if isinstance(value, Texts) else ()
+
+
+def _named(form: tuple[str, tuple[int, ...]]) -> str:
+    kind, shape = form
+    return f"{kind} {list(shape)}"
+
+
+def _raw(item: Any) -> bytes:
+    return item.encode() if isinstance(item, str) else bytes(item)
 
 
 def _tensor(name: str, array: Array) -> OipTensor:
