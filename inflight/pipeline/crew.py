@@ -15,6 +15,7 @@ finds nothing to run, and only the threads named below get it, each by a lock of
 
 from __future__ import annotations
 
+import contextvars
 import os
 import threading
 import traceback
@@ -67,6 +68,7 @@ class Crew:
         self._runner = runner
         self._most = most
         self._lock = threading.Lock()
+        self._context = contextvars.copy_context()  # what user code has set, while it was imported, holds everywhere
         self._here = threading.local()
         self._first = Member(runner())
         self._idle = [self._first]
@@ -176,7 +178,8 @@ class Crew:
         if self._count == self._most:
             return None
         member = Member(self._runner())
-        thread = threading.Thread(target=self._follow, args=(member,), name=f"stages-{self._count}", daemon=True)
+        run = self._context.copy().run
+        thread = threading.Thread(target=run, args=(self._follow, member), name=f"stages-{self._count}", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the system has no thread left

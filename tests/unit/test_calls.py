@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,9 @@ def firsts(outcomes: Sequence[Outcome]) -> list[float | None]:
     return [None if isinstance(one, InflightError) else float(np.asarray(one[0]).flat[0]) for one in outcomes]
 
 
+SETTING = ContextVar("setting", default=0)
+
+
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_calls_of_several_instances_share_a_batch(start: Callable[..., Running], batch_size: int | None) -> None:
     alone = Alone()
@@ -92,6 +96,7 @@ def test_calls_of_several_instances_share_a_batch(start: Callable[..., Running],
     def stage(model: Model) -> Callable[..., Any]:
         def function(x: Any) -> Any:
             with alone:
+                assert SETTING.get() == 7 or not threading.current_thread().name.startswith("stages-")
                 rows = [[value for (value,) in x]] if batch_size else [[x]]
             found = (
                 [model.call(value) for value in rows[0]] if batch_size is None else model.call([[v] for v in rows[0]])
@@ -102,6 +107,7 @@ def test_calls_of_several_instances_share_a_batch(start: Callable[..., Running],
         return function
 
     model = Double(delay=0.01)
+    SETTING.set(7)  # as a servable_config.py may, for numpy's errors, say
     server = start(calling(stage, batch_size), model)
     together(server, range(9))  # now it is known that the function calls a model
     model.sizes.clear()
