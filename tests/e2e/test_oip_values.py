@@ -281,15 +281,15 @@ def test_other_doors_have_their_own_forms(here: Running) -> None:
         ]
 
 
-EMPTY = np.empty((0, 2, 3), np.float32)
+EMPTY = np.empty((0, 2, 3), np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("door", DOORS)
 def test_an_empty_batch_has_an_empty_answer(here: Running, door: Door) -> None:
     for model in ("tripled", "bare"):
         y, total = door(here, model, {"x": EMPTY}, ("y", "sum"))
-        assert (y.shape, y.dtype) == ((0, 2, 3), np.float32)
-        assert (total.shape, total.dtype) == ((0,), np.int64)
+        assert (y.shape, y.dtype) == ((0, 2, 3), np.dtype(np.float32))
+        assert (total.shape, total.dtype) == ((0,), np.dtype(np.int64))
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import math
 import socket
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,15 +42,19 @@ from inflight.link.codec import PREFIX, decode
 
 dtypes = st.sampled_from(list(CODES))
 arrays = dtypes.flatmap(lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, max_side=5)))
-texts = st.one_of(
-    npst.array_shapes(max_dims=3, max_side=3).flatmap(
-        lambda shape, kind=kind: st.builds(
-            Texts, st.just(shape), st.lists(kind, min_size=math.prod(shape), max_size=math.prod(shape))
+shapes = npst.array_shapes(max_dims=3, max_side=3)
+
+
+def several(kind: st.SearchStrategy[Any]) -> st.SearchStrategy[Texts]:
+    """Texts, or byte strings, in any shape."""
+    return shapes.flatmap(
+        lambda shape: st.lists(kind, min_size=math.prod(shape), max_size=math.prod(shape)).map(
+            lambda items: Texts(shape, items)
         )
     )
-    for kind in (st.text(max_size=9), st.binary(max_size=9))
-)
-values = st.one_of(arrays, st.text(), st.binary(), texts)
+
+
+values = st.one_of(arrays, st.text(), st.binary(), several(st.text(max_size=9)), several(st.binary(max_size=9)))
 
 
 def equal(a: Value, b: Value) -> bool:
