@@ -4,7 +4,7 @@
 namespace inflight {
 namespace {
 
-constexpr int64_t kChunkSubs = kChunk / kSub, kChunkBlocks = kChunk / kBlock;
+constexpr int64_t kChunkBlocks = kChunk / kBlock;
 
 struct TileScratch {
     char* scores;   // [sub-block][rows][16]; then, from the start of each sub-block, the probabilities in bfloat16
@@ -12,6 +12,7 @@ struct TileScratch {
     float* whole;   // [rows][value depth] of all chunks
     char* queries;  // [depth / 32][rows][32], of the last 16 [rows][16]
     Scratch of[kChunkBlocks];  // of the chunk's blocks: copies of keys and values that cannot be read in place
+    float* rest;               // of the memory
 };
 
 TileScratch carve_tiles(const Attention& a, float* from) {
@@ -29,6 +30,7 @@ TileScratch carve_tiles(const Attention& a, float* from) {
         block.key_scales = take(from, kBlock);
         block.value_scales = take(from, kBlock);
     }
+    s.rest = from;
     return s;
 }
 
@@ -154,7 +156,8 @@ INLINE void weight_values_tile(const Attention& a, const char* probs, const char
     }
 }
 
-void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, TileState& state) {
+void attend_tiles(const Attention& a, const Queries& q, int64_t first, int64_t last, const TileScratch& s,
+                  TileState& state, Running& r) {
     const int64_t rows = q.count, wide = a.value_depth();
     const Seen seen(a, q, rows);
     tile_queries(a, seen, rows, s.queries);
@@ -163,8 +166,9 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
     const bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f,
                few = rows <= a.heads / a.kv_heads;
     const float scale = late ? a.scale * kLog2e : 1.0f;
-    float peaks[16], totals[16];
-    for (int64_t chunk = seen.first_chunk; chunk < seen.last_chunk; chunk++) {
+    if (first < seen.first_chunk) first = seen.first_chunk;
+    if (last > seen.last_chunk) last = seen.last_chunk;
+    for (int64_t chunk = first; chunk < last; chunk++) {
         alignas(64) float chunk_peaks[16], chunk_totals[16][kLanes], most[16][kLanes];
         for (int m = 0; m < 16; m++) store(most[m], splat(-INFINITY)), store(chunk_totals[m], zero());
         const int64_t low = seen.low(chunk), high = seen.high(chunk), sub_bytes = rows * 64;
@@ -201,22 +205,26 @@ void attend_tiles(const Attention& a, const Queries& q, const TileScratch& s, Ti
             if (count > 3) _tile_stored(3, sums + 192, wide * 4);
         }
         for (int64_t m = 0; m < rows; m++)
-            add_chunk(wide, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * wide, chunk_peaks[m],
+            add_chunk(wide, chunk == seen.first_chunk, r.peaks[m], r.totals[m], r.whole + m * wide, chunk_peaks[m],
                       sum(load(chunk_totals[m])), s.sums + m * wide);
     }
-    for (int64_t m = 0; m < rows; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * wide);
 }
 
 void attend(const Attention& a, const Queries& all, float* scratch) {
     const TileScratch s = carve_tiles(a, scratch);
     TileState state;
-    Queries q = all;
-    for (int64_t done = 0; done < all.count; done += q.count) {
-        q.first = all.first + done;
-        q.count = all.count - done < 16 ? all.count - done : 16;
-        if (all.chunk >= 0) q.out = all.out + done * (a.value_depth() + 2);
-        attend_tiles(a, q, s, state);
-    }
+    if (a.latent && a.tiled() && all.count > 16)
+        return attend_shared(a, all, 16, s.rest,
+                             [&](const Queries& q, int64_t chunk, const Turned& turned, Running& r) {
+                                 TileScratch own = s;
+                                 for (Scratch& block : own.of) block.turned = turned;
+                                 attend_tiles(a, q, chunk, chunk + 1, own, state, r);
+                             });
+    each_tile(a, all, 16, [&](const Queries& q) {
+        Running r = started(s.whole);
+        attend_tiles(a, q, 0, INT64_MAX, s, state, r);
+        write_rows(a, q, r);
+    });
 }
 
 }  // namespace

@@ -125,7 +125,7 @@ INLINE void weight_values(const Attention& a, const Subs& subs, const Prefetch& 
 }
 
 template <int M, bool Wide>
-void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
+void attend_chunks(const Attention& a, const Queries& q, int64_t first, int64_t last, const Scratch& s, Running& r) {
     const Seen seen(a, q, M);
     const int64_t wide = a.value_depth();
     for (int64_t d = 0; d < a.depth; d += kLanes) {
@@ -143,9 +143,9 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
     }
     prefetch_result(a, q, M);
     bool late = a.type != KvType::kInt8 && a.softcap == 0.0f && a.scale > 0.0f;
-    float peaks[M], totals[M];
-    for (int m = 0; m < M; m++) peaks[m] = kNever, totals[m] = 0.0f;
-    for (int64_t chunk = seen.first_chunk; chunk < seen.last_chunk; chunk++) {
+    if (first < seen.first_chunk) first = seen.first_chunk;
+    if (last > seen.last_chunk) last = seen.last_chunk;
+    for (int64_t chunk = first; chunk < last; chunk++) {
         alignas(64) float chunk_peaks[16], factors[16];
         F chunk_totals[M];
         for (float& peak : chunk_peaks) peak = kNever;
@@ -169,34 +169,38 @@ void attend_rows(const Attention& a, const Queries& q, const Scratch& s) {
             if (d < wide) weight_values<M, Wide, 1>(a, subs, next, s, factors, d);
         }
         for (int m = 0; m < M; m++)
-            add_chunk(wide, chunk == seen.first_chunk, peaks[m], totals[m], s.whole + m * wide, chunk_peaks[m],
+            add_chunk(wide, chunk == seen.first_chunk, r.peaks[m], r.totals[m], r.whole + m * wide, chunk_peaks[m],
                       sum(chunk_totals[m]), s.sums + m * wide);
     }
-    for (int m = 0; m < M; m++) write_row(a, q, m, peaks[m], totals[m], s.whole + m * wide);
 }
 
 template <int M>
 struct AttendRows {
-    static void run(const Attention& a, const Queries& q, const Scratch& s) {
-        if (q.count < M) return AttendRows<M - 1>::run(a, q, s);
-        if (a.type == KvType::kFloat) return attend_rows<M, true>(a, q, s);
-        attend_rows<M, false>(a, q, s);
+    static void run(const Attention& a, const Queries& q, int64_t first, int64_t last, const Scratch& s, Running& r) {
+        if (q.count < M) return AttendRows<M - 1>::run(a, q, first, last, s, r);
+        if (a.type == KvType::kFloat) return attend_chunks<M, true>(a, q, first, last, s, r);
+        attend_chunks<M, false>(a, q, first, last, s, r);
     }
 };
 template <>
 struct AttendRows<0> {
-    static void run(const Attention&, const Queries&, const Scratch&) {}
+    static void run(const Attention&, const Queries&, int64_t, int64_t, const Scratch&, Running&) {}
 };
 
 void attend(const Attention& a, const Queries& all, float* scratch) {
-    Scratch s = carve(a, scratch);
-    Queries q = all;
-    for (int64_t done = 0; done < all.count; done += q.count) {
-        q.first = all.first + done;
-        q.count = all.count - done < kQueryRows ? all.count - done : kQueryRows;
-        if (all.chunk >= 0) q.out = all.out + done * (a.value_depth() + 2);
-        AttendRows<kQueryRows>::run(a, q, s);
-    }
+    const Scratch s = carve(a, scratch);
+    if (a.latent && a.tiled() && all.count > kQueryRows)
+        return attend_shared(a, all, kQueryRows, s.rest,
+                             [&](const Queries& q, int64_t chunk, const Turned& turned, Running& r) {
+                                 Scratch own = s;
+                                 own.turned = turned;
+                                 AttendRows<kQueryRows>::run(a, q, chunk, chunk + 1, own, r);
+                             });
+    each_tile(a, all, kQueryRows, [&](const Queries& q) {
+        Running r = started(s.whole);
+        AttendRows<kQueryRows>::run(a, q, 0, INT64_MAX, s, r);
+        write_rows(a, q, r);
+    });
 }
 
 // Merges partial results in the order of their chunks: the same sums as if one thread had computed all chunks.

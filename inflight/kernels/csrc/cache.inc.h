@@ -18,6 +18,14 @@ INLINE int64_t scale_index(const Attention& a, int64_t kv_head, int64_t slot) {
     return kv_head * a.blocks * a.block_size + slot;
 }
 
+// Values of latents, which are turned out of keys, of a chunk that several tiles of queries see; `data` null: every
+// tile turns its own.
+struct Turned {
+    char* data;   // [chunk's sub-blocks][16 * value depth]
+    bool* done;   // [chunk's sub-blocks]
+    int64_t end;  // of the keys that any of the queries sees
+};
+
 struct Scratch {
     float* scores;    // [rows][64]
     uint16_t* probs;  // [rows][64] bfloat16; the same memory as probs_float
@@ -29,7 +37,17 @@ struct Scratch {
     char* values;
     float* key_scales;  // [64]
     float* value_scales;
+    Turned turned;
+    float* rest;  // of the memory
 };
+
+// What came of the chunks so far, of a tile of queries.
+struct Running {
+    float peaks[16], totals[16];
+    float* whole;  // [rows][value depth]
+};
+
+constexpr int64_t kChunkSubs = kChunk / kSub;
 
 INLINE float* take(float*& from, int64_t floats) {
     float* at = from;
@@ -50,6 +68,8 @@ INLINE Scratch carve(const Attention& a, float* from) {
     s.values = reinterpret_cast<char*>(take(from, kBlock * a.depth));
     s.key_scales = take(from, kBlock);
     s.value_scales = take(from, kBlock);
+    s.turned = {};
+    s.rest = from;
     return s;
 }
 
@@ -112,6 +132,7 @@ INLINE void copy_values(const Attention& a, const char* from, int64_t count, cha
 // zeros, as above.
 INLINE void values_of_keys(const Attention& a, const char* keys, int64_t count, char* to) {
     const int64_t wide = a.value_depth(), line = wide * 4;  // of one position, or of two in bfloat16
+    if (count > kSub) count = kSub;
     if (a.type == KvType::kFloat) {
         for (int64_t d = 0; d < wide; d += kLanes) turn_floats(keys + d * 64, to + d * 4, line);
         std::memset(to + count * line, 0, static_cast<size_t>((kSub - count) * line));
@@ -162,7 +183,12 @@ INLINE Subs find_subs(const Attention& a, const Queries& q, int64_t block, int64
                 widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
                 subs.keys[i] = keys;
             }
-            values_of_keys(a, subs.keys[i], last - first, values);
+            const int64_t place = first % kChunk / kSub;
+            const Turned& t = s.turned;
+            if (t.data) values = t.data + place * kSub * a.value_depth() * (a.type == KvType::kFloat ? 4 : 2);
+            if (!t.data || !t.done[place])
+                values_of_keys(a, subs.keys[i], (t.data && t.end > last ? t.end : last) - first, values);
+            if (t.data) t.done[place] = true;
             subs.values[i] = values;
         } else if (a.type == KvType::kInt8) {
             widen(reinterpret_cast<const int8_t*>(a.keys + offset), size, reinterpret_cast<uint16_t*>(keys));
@@ -308,6 +334,59 @@ struct Seen {
     // Whether every query sees all of [first, last).
     bool by_all(int64_t first, int64_t last) const { return first >= last_from && last <= first_to; }
 };
+
+INLINE Running started(float* whole) {
+    Running r;
+    r.whole = whole;
+    for (int m = 0; m < 16; m++) r.peaks[m] = kNever, r.totals[m] = 0.0f;
+    return r;
+}
+
+INLINE void write_rows(const Attention& a, const Queries& q, const Running& r) {
+    for (int64_t m = 0; m < q.count; m++) write_row(a, q, m, r.peaks[m], r.totals[m], r.whole + m * a.value_depth());
+}
+
+// Calls work(queries) for tiles of at most `rows` queries.
+template <class Work>
+INLINE void each_tile(const Attention& a, const Queries& all, int64_t rows, Work work) {
+    Queries q = all;
+    for (int64_t done = 0; done < all.count; done += q.count) {
+        q.first = all.first + done;
+        q.count = all.count - done < rows ? all.count - done : rows;
+        if (all.chunk >= 0) q.out = all.out + done * (a.value_depth() + 2);
+        work(q);
+    }
+}
+
+// Attention to latents: chunk by chunk, so that several tiles share values that were turned once. Calls work(queries,
+// chunk, turned, running) for each tile.
+template <class Work>
+INLINE void attend_shared(const Attention& a, const Queries& all, int64_t rows, float* memory, Work work) {
+    const int64_t wide = a.value_depth();
+    bool done[kChunkSubs];
+    Turned turned{reinterpret_cast<char*>(take(memory, kChunk * wide)), done, 0};
+    float* wholes = take(memory, kSharedTiles * rows * wide);
+    each_tile(a, all, kSharedTiles * rows, [&](const Queries& some) {
+        Running running[kSharedTiles];
+        int64_t first = INT64_MAX, last = 0, tile = 0;
+        turned.end = 0;
+        each_tile(a, some, rows, [&](const Queries& q) {
+            const Seen seen(a, q, q.count);
+            first = seen.first_chunk < first ? seen.first_chunk : first;
+            last = seen.last_chunk > last ? seen.last_chunk : last;
+            turned.end = seen.end > turned.end ? seen.end : turned.end;
+            running[tile] = started(wholes + tile * rows * wide);
+            tile++;
+        });
+        for (int64_t chunk = first; chunk < last; chunk++) {
+            tile = 0;
+            for (bool& each : done) each = false;
+            each_tile(a, some, rows, [&](const Queries& q) { work(q, chunk, turned, running[tile++]); });
+        }
+        tile = 0;
+        each_tile(a, some, rows, [&](const Queries& q) { write_rows(a, q, running[tile++]); });
+    });
+}
 
 }  // namespace
 }  // namespace inflight

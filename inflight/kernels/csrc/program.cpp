@@ -12,7 +12,8 @@ int64_t attend_scratch(const Attention& a) {
     constexpr int64_t rows = 16;  // most queries that are computed together, on any instruction set
     int64_t dots = rows * (2 * kBlock + 3 * a.depth) + 2 * kBlock * a.depth + 2 * kBlock;
     int64_t tiles = rows * (kChunk + 3 * a.depth) + (kChunk + kBlock) * a.depth / 2 + 2 * kChunk;
-    return std::max(dots, tiles) + 16 * 32;
+    const int64_t shared = a.latent ? (kChunk + kSharedTiles * rows) * a.value_depth() : 0;
+    return std::max(dots, tiles) + shared + 16 * 32;
 }
 
 namespace {
@@ -217,7 +218,7 @@ void Program::slice_of(const Step& step, int64_t first, int64_t last) {
                     a.value_depth() == layers_[0].value_depth();
         if (same) continue;
         int64_t group = a.heads / a.kv_heads, rows = kernels_->query_rows,
-                most = ceil_div(kPieceTokens, rows) * rows * group;
+                most = a.latent ? kSharedTiles * rows : ceil_div(kPieceTokens, rows) * rows * group;
         for (size_t row = 0; row < s.begins.size(); row++) {
             int64_t queries = s.lengths[row] * group;
             int64_t end =

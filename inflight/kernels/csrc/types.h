@@ -130,9 +130,10 @@ constexpr int64_t kv_bytes(KvType type) { return type == KvType::kFloat ? 4 : ty
 
 constexpr int64_t kSub =
     16;  // keys of a sub-block, which lie together in the cache if a block holds a multiple of them
-constexpr int64_t kBlock = 64;    // keys of one round of the online softmax
-constexpr int64_t kChunk = 512;   // keys whose softmax is computed separately and then merged; threads share by chunks
-constexpr int64_t kExtent = 256;  // positions whose entries of all layers lie together in the cache
+constexpr int64_t kBlock = 64;   // keys of one round of the online softmax
+constexpr int64_t kChunk = 512;  // keys whose softmax is computed separately and then merged; threads share by chunks
+constexpr int64_t kSharedTiles = 8;  // of queries that share a chunk's values, where these are turned out of keys
+constexpr int64_t kExtent = 256;     // positions whose entries of all layers lie together in the cache
 
 // One layer's attention and its cache. An extent holds, for each key head, sub-blocks of 16 positions: keys
 // [depth / 2][16][2] and values [8][depth][2]; of floats [depth][16] and [16][depth]. If the block size is not a
