@@ -65,7 +65,6 @@ class DescribedConfig(msgspec.Struct, frozen=True):
     Attributes:
         max_batch_size: rows in one run; 0: the model has no batch dimension, or not in front.
         inputs, outputs: those that are described; the file knows the others.
-        preferred: numbers of rows that a run should have.
         queue_delay: seconds that requests wait for a fuller run.
         instances: replicas.
         versions: as `ServerConfig.version_policy`; empty: nothing is said.
@@ -80,7 +79,6 @@ class DescribedConfig(msgspec.Struct, frozen=True):
     max_batch_size: int = 0
     inputs: tuple[TensorConfig, ...] = ()
     outputs: tuple[TensorConfig, ...] = ()
-    preferred: tuple[int, ...] = ()
     queue_delay: float = 0.0
     instances: int = 1
     versions: str = ""

@@ -51,6 +51,7 @@ class NativeProgram(RecurrentProgram):
         self._tables: list[Table] = []  # the program reads their memory
         self.multiplied: list[tuple[int, tuple[int, ...]]] = []
         self._adapters: dict[int, PackedAdapter] = {}
+        self._wide: dict[int, int] = {}  # buffers of `activated` by width; what one holds is used at once
         self._runner = StepRunner(self._program, self._widths)
 
     # Buffers, weights, rotations and layers, which operations name by number
@@ -232,6 +233,30 @@ class NativeProgram(RecurrentProgram):
         """to = act(scale * first half of `wide`) * second half, after a product whose halves have two formats."""
         self._fits(2 * self._widths[to], wide)
         self._add(OpCode.GATE, from_=wide, to=to, act=act, scale=scale)
+
+    def activated(
+        self,
+        from_: int,
+        to: int,
+        products: Sequence[int],
+        act: Activation,
+        *,
+        norm: Norm | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """to = act(scale * gate(norm(from))) * up(norm(from)); of a product without a gate, to = act(up(norm(from))).
+
+        Args:
+            products: gate and up, as one gated product; side by side if they have two formats, or `scale` is not 1.
+        """
+        if len(products) == 1 and scale == 1.0:
+            self.multiply(from_, to, products, norm=norm, act=act)
+            return
+        width = 2 * self._widths[to]
+        if width not in self._wide:
+            self._wide[width] = self.buffer(width)
+        self.multiply(from_, self._wide[width], products, norm=norm)
+        self.gate(self._wide[width], to, act, scale)
 
     def rotate(
         self,

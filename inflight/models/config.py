@@ -18,7 +18,7 @@ from inflight.models.config_hybrid import HYBRIDS
 from inflight.models.config_latent import LATENT
 from inflight.models.config_more import MORE
 from inflight.models.config_vision import VISION_FAMILIES, text_part
-from inflight.models.description import Config, DecoderConfig, Experts
+from inflight.models.description import EXPERT_NAMES, Config, DecoderConfig, Experts
 from inflight.models.recurrences import DeltaNet
 
 __all__ = ["FAMILIES", "Config", "DecoderConfig", "Experts", "decoder_config", "plain_rope"]
@@ -93,11 +93,7 @@ def _qwen3_moe(config: Config) -> DecoderConfig:
             layer not in dense and count > 0 and (layer + 1) % step == 0 for layer in range(config["num_hidden_layers"])
         ),
         router="mlp.gate.weight",
-        names=(
-            "mlp.experts.{}.gate_proj.weight",
-            "mlp.experts.{}.up_proj.weight",
-            "mlp.experts.{}.down_proj.weight",
-        ),
+        names=EXPERT_NAMES,
     )
     base = _base(config)
     bias = bool(config.get("attention_bias", False))
@@ -210,11 +206,7 @@ def _gpt_oss(config: Config) -> DecoderConfig:
             normalise=True,  # the softmax of the chosen ones alone
             layers=(True,) * base.layers,
             router="mlp.router.weight",
-            names=(
-                "mlp.experts.{}.gate_proj.weight",
-                "mlp.experts.{}.up_proj.weight",
-                "mlp.experts.{}.down_proj.weight",
-            ),
+            names=EXPERT_NAMES,
             biased=True,
         ),
     )

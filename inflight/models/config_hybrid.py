@@ -14,16 +14,11 @@ from typing import Any
 from inflight.kernels import Mamba
 from inflight.models.config_base import base as base_config
 from inflight.models.config_base import rope_settings
-from inflight.models.description import Config, DecoderConfig, Experts, Multipliers
+from inflight.models.description import EXPERT_NAMES, Config, DecoderConfig, Experts, Multipliers
 from inflight.models.recurrences import ConvNet, StateSpace
 
 _LEGACY = {"mamba": "linear_attention", "attention": "full_attention"}
 """Types of layers by their names in older files."""
-_EXPERT_NAMES = (
-    "mlp.experts.{}.gate_proj.weight",
-    "mlp.experts.{}.up_proj.weight",
-    "mlp.experts.{}.down_proj.weight",
-)
 _LFM2_EXPERTS = ("mlp.experts.{}.w1.weight", "mlp.experts.{}.w3.weight", "mlp.experts.{}.w2.weight")
 
 
@@ -102,7 +97,7 @@ def _lfm2_experts(config: Config, layers: int) -> Experts:
         normalise=bool(config.get("norm_topk_prob", True)),
         layers=tuple(layer >= dense for layer in range(layers)),
         router="mlp.gate.weight",
-        names=_EXPERT_NAMES if config.get("standard_names") else _LFM2_EXPERTS,
+        names=EXPERT_NAMES if config.get("standard_names") else _LFM2_EXPERTS,
         sigmoid=True,
         bias="mlp.expert_bias" if config.get("use_expert_bias", True) else "",
         floor=1e-6,
@@ -210,7 +205,7 @@ def _granite(config: Config) -> DecoderConfig:
             normalise=True,  # the softmax of the chosen ones alone
             layers=(True,) * layers,
             router="mlp.gate.weight",
-            names=_EXPERT_NAMES,
+            names=EXPERT_NAMES,
             shared=width,
             shared_gated=False,
         )
@@ -283,6 +278,16 @@ def _several(config: Config, key: str, count: int) -> list[float]:
 
 
 _PATTERN = {"M": "linear_attention", "E": "moe", "*": "full_attention", "-": "mlp"}
+_NEMOTRON_NAMES = {
+    "embed_tokens": "embeddings",
+    "norm": "norm_f",
+    "input_layernorm": "norm",
+    "post_attention_layernorm": "norm",
+    "self_attn": "mixer",
+    "mlp": "mixer",
+    "mlp.shared_expert": "mixer.shared_experts",
+    "mamba": "mixer",
+}
 
 
 def _nemotron_h(config: Config) -> DecoderConfig:
@@ -304,29 +309,7 @@ def _nemotron_h(config: Config) -> DecoderConfig:
         "intermediate_size": 1,  # of models without an MLP
     }
     base = base_config({**settings, **config})
-    least, most = _step_limit(config)
-    shape = Mamba(
-        config["mamba_num_heads"],
-        config["mamba_head_dim"],
-        config.get("mamba_n_groups") or config.get("n_groups") or 8,
-        config.get("ssm_state_size") or 128,
-        config.get("mamba_d_conv") or config.get("conv_kernel") or 4,
-        least=least,
-        most=most,
-    )
-    check_mamba(shape)
-    bias = bool(config.get("use_bias", False))
     attention = bool(config.get("attention_bias", False))
-    names = {
-        "embed_tokens": "embeddings",
-        "norm": "norm_f",
-        "input_layernorm": "norm",
-        "post_attention_layernorm": "norm",
-        "self_attn": "mixer",
-        "mlp": "mixer",
-        "mlp.shared_expert": "mixer.shared_experts",
-        "mamba": "mixer",
-    }
 
     def of(kind: str) -> tuple[bool, ...]:
         return tuple(each == kind for each in types)
@@ -344,13 +327,27 @@ def _nemotron_h(config: Config) -> DecoderConfig:
         rope_of=(None,) * base.layers,
         attention=of("full_attention"),
         mlp=of("mlp"),
-        recurrence=StateSpace(of("linear_attention"), shape, bool(config.get("use_conv_bias", True)), bias, bias)
-        if "linear_attention" in types
-        else None,
+        recurrence=_nemotron_mamba(config, of("linear_attention")),
         experts=_nemotron_experts(config, of("moe")) if "moe" in types else None,
         # A GGUF file has the one norm of a layer under attention's name.
-        names={"post_attention_layernorm": "input_layernorm"} if config.get("standard_names") else names,
+        names={"post_attention_layernorm": "input_layernorm"} if config.get("standard_names") else _NEMOTRON_NAMES,
     )
+
+
+def _nemotron_mamba(config: Config, layers: tuple[bool, ...]) -> StateSpace | None:
+    least, most = _step_limit(config)
+    shape = Mamba(
+        config["mamba_num_heads"],
+        config["mamba_head_dim"],
+        config.get("mamba_n_groups") or config.get("n_groups") or 8,
+        config.get("ssm_state_size") or 128,
+        config.get("mamba_d_conv") or config.get("conv_kernel") or 4,
+        least=least,
+        most=most,
+    )
+    check_mamba(shape)
+    bias = bool(config.get("use_bias", False))
+    return StateSpace(layers, shape, bool(config.get("use_conv_bias", True)), bias, bias) if any(layers) else None
 
 
 def _nemotron_experts(config: Config, layers: tuple[bool, ...]) -> Experts:
@@ -361,7 +358,7 @@ def _nemotron_experts(config: Config, layers: tuple[bool, ...]) -> Experts:
         normalise=bool(config.get("norm_topk_prob", True)),
         layers=layers,
         router="mlp.gate.weight",
-        names=_EXPERT_NAMES,
+        names=EXPERT_NAMES,
         shared=config["moe_shared_expert_intermediate_size"],
         shared_gated=False,
         sigmoid=True,

@@ -12,8 +12,7 @@ from typing import Any
 
 from inflight.checkpoint import rope_type
 from inflight.models.config_base import base, rope_settings
-from inflight.models.config_more import EXPERT_NAMES
-from inflight.models.description import Config, DecoderConfig, Experts, Latent
+from inflight.models.description import EXPERT_NAMES, Config, DecoderConfig, Experts, Latent
 
 
 def _scale(rope: Mapping[str, Any], scale: float) -> float:

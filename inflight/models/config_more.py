@@ -13,18 +13,13 @@ from inflight.checkpoint import rope_type
 from inflight.errors import StartError
 from inflight.kernels import Growth
 from inflight.models.config_base import base, rope_settings, sliding_layers, windows_of
-from inflight.models.description import Config, DecoderConfig, Experts
+from inflight.models.description import EXPERT_NAMES, Config, DecoderConfig, Experts
 
 _GLM4_NORMS = {
     "post_attention_layernorm": "post_self_attn_layernorm",
     "pre_feedforward_layernorm": "post_attention_layernorm",
     "post_feedforward_layernorm": "post_mlp_layernorm",
 }
-EXPERT_NAMES = (
-    "mlp.experts.{}.gate_proj.weight",
-    "mlp.experts.{}.up_proj.weight",
-    "mlp.experts.{}.down_proj.weight",
-)
 
 
 def _seed_oss(config: Config) -> DecoderConfig:

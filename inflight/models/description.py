@@ -13,6 +13,14 @@ from inflight.models.recurrences import Recurrence
 Config = Mapping[str, Any]
 
 
+EXPERT_NAMES = (
+    "mlp.experts.{}.gate_proj.weight",
+    "mlp.experts.{}.up_proj.weight",
+    "mlp.experts.{}.down_proj.weight",
+)
+"""Where most checkpoints have the experts below a layer (`Experts.names`)."""
+
+
 @dataclass(frozen=True)
 class Experts:
     """A mixture of experts in place of the MLP.

@@ -109,7 +109,7 @@ class NativeDecoder(CausalLM):
         self._kv = _kv_type(settings.kv_cache_dtype, dtype)
         self.threads = settings.threads or processors()
         self._names: dict[int, str] = {}
-        self._shared = self._gate = self._shared_wide = -1  # buffers of a shared expert
+        self._shared = self._gate = -1  # buffers of a shared expert
         self._even = -1  # of norms that take the mean off
         self._rows: DecodeRows | None = None
         self._arrays: DecodeArrays | None = None
@@ -171,7 +171,7 @@ class NativeDecoder(CausalLM):
             )
         attended = program.buffer(config.heads * config.head_dim) if latent is None else latent.values
         update = program.buffer(config.hidden)
-        inner, wide = program.buffer(config.intermediate), -1
+        inner = program.buffer(config.intermediate)
         experts = config.experts
         routed = program.buffer(experts.count) if experts is not None else -1
         for index, spec in enumerate(self._layers):
@@ -194,7 +194,7 @@ class NativeDecoder(CausalLM):
             if config.attends(index):
                 scale = config.multipliers.attention
                 self._join(loader, attended, x, update, f"{name}out", f"{name}after_attention", quant, scale)
-            wide = self._behind(loader, x, (update, inner, wide, routed), index, quant)
+            self._behind(loader, x, (update, inner, routed), index, quant)
             if index < config.deepstack:
                 program.add_rows(x, index)
 
@@ -225,20 +225,17 @@ class NativeDecoder(CausalLM):
         return self._even, None
 
     def _behind(
-        self, loader: WeightLoader, x: int, buffers: tuple[int, int, int, int], index: int, quant: QuantConfig
-    ) -> int:
+        self, loader: WeightLoader, x: int, buffers: tuple[int, int, int], index: int, quant: QuantConfig
+    ) -> None:
         """The layer's MLP or mixture.
 
         Args:
-            buffers: for updates, the MLP's inner rows, gate and up in two formats (-1: none yet), the router's logits.
-
-        Returns:
-            The third of these buffers.
+            buffers: for updates, the MLP's inner rows, the router's logits.
         """
-        update, inner, wide, routed = buffers
+        update, inner, routed = buffers
         name, config = f"{index}.", self._config
         if not config.mixes(index) and not config.has_mlp(index):
-            return wide
+            return
         if config.parallel:  # the buffer still holds the norm that attention read
             source, before = self._even, None
         else:
@@ -246,10 +243,17 @@ class NativeDecoder(CausalLM):
         if config.mixes(index):
             assert before is not None
             self._mixture(loader, x, routed, name, before, quant)
-            return wide
-        wide = self._mlp(loader, source, inner, wide, name, before, quant)
+            return
+        # A multiplier of the gate stands between the product and the activation.
+        scale = config.multipliers.gate
+        gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=config.gated and scale == 1.0)
+        if config.xielu:
+            program = self._program
+            program.multiply(source, inner, gate_up, norm=before)
+            program.xielu(inner, *(loader.array(program, f"{name}{kind}") for kind in XIELU))
+        else:
+            self._program.activated(source, inner, gate_up, self._act, norm=before, scale=scale)
         self._join(loader, inner, x, update, f"{name}down", f"{name}after_mlp", quant, config.multipliers.down)
-        return wide
 
     def _join(
         self,
@@ -270,32 +274,6 @@ class NativeDecoder(CausalLM):
             return
         program.multiply(source, update, product)
         program.norm(update, x, self._norm(loader, after), add=True, scale=scale)
-
-    def _mlp(
-        self, loader: WeightLoader, x: int, inner: int, wide: int, name: str, norm: Norm | None, quant: QuantConfig
-    ) -> int:
-        """inner = act(gate(norm(x))) * up(norm(x)), or act(up(norm(x))) where there is no gate.
-
-        Args:
-            wide: a buffer for gate and up in two formats; -1: none yet.
-
-        Returns:
-            That buffer, or -1.
-        """
-        program, config, multiplier = self._program, self._config, self._config.multipliers.gate
-        fused = config.gated and multiplier == 1.0
-        gate_up = self._take(loader, f"{name}gate_up", quant.layers, gated=fused)
-        if config.xielu:
-            program.multiply(x, inner, gate_up, norm=norm)
-            program.xielu(inner, *(loader.array(program, f"{name}{kind}") for kind in XIELU))
-            return wide
-        if len(gate_up) == 1 and multiplier == 1.0:
-            program.multiply(x, inner, gate_up, norm=norm, act=self._act)
-            return wide
-        wide = program.buffer(2 * config.intermediate) if wide < 0 else wide
-        program.multiply(x, wide, gate_up, norm=norm)
-        program.gate(wide, inner, self._act, multiplier)
-        return wide
 
     def _mixture(self, loader: WeightLoader, x: int, routed: int, name: str, norm: Norm, quant: QuantConfig) -> None:
         config, program = self._config, self._program
@@ -341,13 +319,7 @@ class NativeDecoder(CausalLM):
         if experts.shared_gated:
             program.multiply(x, self._gate, self._take(loader, f"{name}shared_router", None), norm=norm)
         gate_up = self._take(loader, f"{name}shared_gate_up", quant.layers, gated=self._config.gated)
-        if len(gate_up) == 1:
-            program.multiply(x, self._shared, gate_up, norm=norm, act=self._act)
-        else:
-            if self._shared_wide < 0:
-                self._shared_wide = program.buffer(2 * experts.shared)
-            program.multiply(x, self._shared_wide, gate_up, norm=norm)
-            program.gate(self._shared_wide, self._shared, self._act)
+        program.activated(x, self._shared, gate_up, self._act, norm=norm)
         if experts.shared_gated:
             program.output_gate(self._gate, 0, self._shared)
         return self._shared

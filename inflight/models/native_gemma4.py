@@ -95,12 +95,7 @@ class Gemma4Layers:
         program, x, update = self._program, self._x, self._update
         inner, norm = self._buffer("inner", shape.inner), self._norm(f"{name}before_mlp")
         gate_up = self._take(f"{name}gate_up", self._precision, gated=True)
-        if len(gate_up) == 1:
-            program.multiply(x, inner, gate_up, norm=norm, act=self._act)
-        else:
-            wide = self._buffer("wide", 2 * shape.inner)
-            program.multiply(x, wide, gate_up, norm=norm)
-            program.gate(wide, inner, self._act)
+        program.activated(x, inner, gate_up, self._act, norm=norm)
         program.multiply(inner, update, self._take(f"{name}down", self._precision))
         if self._config.experts is not None:
             update = self._experts(name)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inflight.config import DescribedConfig, SequenceConfig, SignalConfig, StateConfig, TensorConfig
 from inflight.errors import ConfigError
@@ -20,6 +20,8 @@ log = logging.getLogger("inflight")
 FILE = "config.pbtxt"
 MAX_BYTES = 1 << 20
 """Bytes of a description or a file of labels that are read."""
+MOST_KNOWN = 1024
+"""Descriptions that are kept, so that a request for a model does not parse its file anew."""
 _UNKNOWN = re.compile(r'^(?:(\d+):\d+ ?: ?)?.*?has no field named "([^"]*)"', re.DOTALL)
 
 
@@ -30,14 +32,43 @@ def described(folder: Path) -> DescribedConfig | None:
         ConfigError: it cannot be read, or it describes what this server does not do.
     """
     file = folder / FILE
+    known = _known.get(file)
+    if known is not None and all(_stamp(each) == stamp for each, stamp in known.stamps.items()):
+        return known.says
     if not file.is_file():
         return None
     try:
         if file.stat().st_size > MAX_BYTES:
             raise ConfigError(f"'{file}' has more than {MAX_BYTES} bytes, which is no description of a model")
-        return _read(file, _message(file, file.read_text()))
+        stamps = {file: _stamp(file)}
+        message = _message(file, file.read_text())
+        stamps |= {path: _stamp(path) for each in message.output if (path := folder / each.label_filename) != folder}
+        says = _read(file, message)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"'{file}' cannot be read: {error}") from error
+    while len(_known) >= MOST_KNOWN:
+        _known.pop(next(iter(_known)), None)
+    _known[file] = _Known(stamps, says)
+    return says
+
+
+class _Known(NamedTuple):
+    """A description that was read. Attributes: stamps: of the files that it was read from, from before."""
+
+    stamps: Mapping[Path, tuple[int, int] | None]
+    says: DescribedConfig
+
+
+_known: dict[Path, _Known] = {}
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What changes when a file is written: its time in nanoseconds and its bytes. None: there is no such file."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def _message(file: Path, text: str) -> pb.ModelConfig:
@@ -82,7 +113,6 @@ def _read(file: Path, message: pb.ModelConfig) -> DescribedConfig:
             TensorConfig(each.name, _datatype(file, each), tuple(each.dims), _labels(file, each.label_filename))
             for each in message.output
         ),
-        preferred=tuple(batching.preferred_batch_size),
         queue_delay=batching.max_queue_delay_microseconds / 1e6,
         instances=max(1, sum(max(1, group.count) for group in groups)),
         versions=_versions(message.version_policy),

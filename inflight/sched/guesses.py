@@ -40,8 +40,6 @@ class Guesses:
             running: number of rows of the batch.
             bar: as `bar` says.
         """
-        if bar is None and not row.draft:
-            return 0
         pool, capacity = self._cache.pool, self._cache.capacity
         if 0 < capacity.switch < row.stop_at and not row.turned:
             return 0  # at that length all keys are computed anew, which is planned by counts

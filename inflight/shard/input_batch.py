@@ -42,6 +42,21 @@ class StepInput:
     scored: list[Scored]
 
 
+class _Taken(NamedTuple):
+    """The tokens of one step.
+
+    Attributes:
+        rows, lengths: the rows that compute, and how many tokens each of them takes.
+        token_ids, positions, slots: int64 [tokens], row after row.
+    """
+
+    rows: list[int]
+    lengths: list[int]
+    token_ids: Array
+    positions: Array
+    slots: Array
+
+
 @dataclass(frozen=True)
 class _Media:
     """`images`, `places` and `until` of a `ForwardBatch`."""
@@ -227,52 +242,34 @@ class InputBatch:
             saves: see `StepPlan`.
             guesses: of rows that decode, see `guessed`.
         """
-        count = len(self.ids)
-        known, computed = self.known[:count], self.computed[:count]
-        decodes = (computed == known - 1) & (computed >= self.prompt[:count])
         chunks = {**chunks, **{row: 1 + guesses[row] for row in guesses}}
-        if chunks:
-            decodes[list(chunks)] = False
-        for id in hold:
-            decodes[self._index[id]] = False
-        decoding = np.flatnonzero(decodes)
-        starts = computed[decoding]
-        tokens = [self.tokens[decoding, starts]]
-        positions = [starts]
-        slots = [self._slots(decoding, starts)]
-        for row, chunk in chunks.items():
-            following = np.arange(computed[row], computed[row] + chunk)
-            tokens.append(self.tokens[row, following])
-            positions.append(following)
-            slots.append(self._slots(np.full(chunk, row), following))
-        rows = [*decoding.tolist(), *chunks]
-        lengths = [1] * len(decoding) + list(chunks.values())
+        taken = self._take(self._decodes(chunks, hold), chunks)
+        rows, lengths, decoding = taken.rows, taken.lengths, len(taken.rows) - len(chunks)
         index = np.asarray(rows, np.int64)
         self.computed[index] += lengths
         contexts = self.computed[index]
         widest = -(-int(contexts.max(initial=0)) // self.block_size)
         ends = np.cumsum(lengths) - 1
         sampled = [place for place, row in enumerate(rows) if self.computed[row] >= self.known[row]]
-        scored = [each for each in self._scored(rows, lengths, len(decoding)) if rows[each[0]] not in guesses]
-        media = self._media(rows, lengths) if any(self._images) or self._shift[:count].any() else _Media()
+        scored = [each for each in self._scored(rows, lengths, decoding) if rows[each[0]] not in guesses]
+        media = self._media(rows, lengths) if any(self._images) or self._shift[: len(self.ids)].any() else _Media()
         logits_at = [
             *(np.arange(ends[place] - lengths[place] + 1, ends[place] + 1) for place, *_ in scored),
             *_sampled_at(ends, rows, sampled, guesses),
         ]
-        places = np.concatenate(positions)
         reach = None
         if chunks and (self._switch or self._stretched):
-            reach = np.maximum(places + 1, np.repeat(self._reach[index], lengths))
+            reach = np.maximum(taken.positions + 1, np.repeat(self._reach[index], lengths))
         save_at, save_to = self._saves(rows, ends, saves) if saves else (None, None)
         batch = ForwardBatch(
-            token_ids=np.concatenate(tokens).astype(np.int64),
-            positions=places,
-            slots=np.concatenate(slots),
+            token_ids=taken.token_ids,
+            positions=taken.positions,
+            slots=taken.slots,
             query_lens=lengths,
             context_lens=contexts.tolist(),
             block_tables=self._blocks[index, :widest],
             block_size=self.block_size,
-            num_decode=len(decoding),
+            num_decode=decoding,
             logits_at=np.concatenate(logits_at).astype(np.int64),
             adapters=self.adapters[index] if self.adapters[index].any() else None,
             reach=reach,
@@ -286,6 +283,36 @@ class InputBatch:
         scored_rows = [Scored(rows[place], first, size) for place, first, size in scored]
         sampled = [rows[place] for place in sampled]
         return StepInput(batch, sampled, [1 + guesses.get(row, 0) for row in sampled], scored_rows)
+
+    def _decodes(self, chunks: Mapping[int, int], hold: Sequence[int]) -> Array:
+        """Rows that decode in a step with these chunks that holds the rows of these ids; int64, ascending."""
+        count = len(self.ids)
+        known, computed = self.known[:count], self.computed[:count]
+        decodes = (computed == known - 1) & (computed >= self.prompt[:count])
+        if chunks:
+            decodes[list(chunks)] = False
+        for id in hold:
+            decodes[self._index[id]] = False
+        return np.flatnonzero(decodes)
+
+    def _take(self, decoding: Array, chunks: Mapping[int, int]) -> _Taken:
+        """The next token of each of the rows that decode, then the chunks' tokens."""
+        starts = self.computed[decoding]
+        tokens = [self.tokens[decoding, starts]]
+        positions = [starts]
+        slots = [self._slots(decoding, starts)]
+        for row, chunk in chunks.items():
+            following = np.arange(self.computed[row], self.computed[row] + chunk)
+            tokens.append(self.tokens[row, following])
+            positions.append(following)
+            slots.append(self._slots(np.full(chunk, row), following))
+        return _Taken(
+            [*decoding.tolist(), *chunks],
+            [1] * len(decoding) + list(chunks.values()),
+            np.concatenate(tokens).astype(np.int64),
+            np.concatenate(positions),
+            np.concatenate(slots),
+        )
 
     def _media(self, rows: list[int], lengths: list[int]) -> _Media:
         """What images give to the tokens of a step. Drops what the step has computed."""

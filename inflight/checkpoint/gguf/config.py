@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from inflight.checkpoint.gguf.file import whole_number
+from inflight.checkpoint.gguf.file import number, whole_number
 from inflight.checkpoint.gguf.gemma4 import gemma4
-from inflight.checkpoint.gguf.hybrid import HYBRID, falcon_h1, granite_hybrid, largest, lfm2, nemotron_h
+from inflight.checkpoint.gguf.hybrid import HYBRID, falcon_h1, granite_hybrid, granite_scales, largest, lfm2, nemotron_h
 from inflight.checkpoint.gguf.latent import deepseek2, minicpm3
 from inflight.checkpoint.gguf.more import (
     apertus,
@@ -137,16 +137,10 @@ def _tokens(file: GgufParts) -> Json:
     return {name: id for name, id in found.items() if isinstance(id, int)}
 
 
-def _number(file: GgufParts, key: str, default: float) -> float:
-    value = file.metadata.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:  # nor NaN
-        raise StartError(f"the GGUF file's key '{key}' is {value!r}, where a number belongs")
-    return value
-
-
 def _epsilon(file: GgufParts, key: str) -> float:
     """Nemotron-H's converter writes that of its RMSNorms as a LayerNorm's."""
-    return _number(file, f"{key}layer_norm_rms_epsilon", _number(file, f"{key}layer_norm_epsilon", 1e-6))
+    usual = number(file.metadata, f"{key}layer_norm_epsilon", 1e-6)
+    return number(file.metadata, f"{key}layer_norm_rms_epsilon", usual)
 
 
 def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
@@ -155,13 +149,13 @@ def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
     As in llama.cpp, a factor without a type is linear, also under its older key.
     """
     key = f"{architecture}.rope."
-    rope: Json = {"rope_type": "default", "rope_theta": _number(file, f"{key}freq_base", _LOCAL_THETA)}
+    rope: Json = {"rope_type": "default", "rope_theta": number(file.metadata, f"{key}freq_base", _LOCAL_THETA)}
     rotated = whole_number(file.metadata, f"{key}dimension_count", dim)
     if rotated < dim:
         rope["partial_rotary_factor"] = rotated / dim
-    factor = _number(file, f"{key}scaling.factor", _number(file, f"{key}scale_linear", 0)) or 1.0
+    factor = number(file.metadata, f"{key}scaling.factor", number(file.metadata, f"{key}scale_linear", 0)) or 1.0
     kind = file.metadata.get(f"{key}scaling.type", "none" if factor == 1.0 else "linear")
-    original = _number(file, f"{key}scaling.original_context_length", 0)
+    original = number(file.metadata, f"{key}scaling.original_context_length", 0)
     if original:
         rope["original_max_position_embeddings"] = int(original)
     long, short, both = (file.tensors.get(f"rope_{name}.weight") for name in ("factors_long", "factors_short", "freqs"))
@@ -170,7 +164,7 @@ def _rope(file: GgufParts, architecture: str, dim: int) -> Json:
         rope.update(rope_type="longrope", short_factor=_factors(file, short), long_factor=_factors(file, long))
         rope["factor"] = longest / original if original else 1.0
         if f"{key}scaling.attn_factor" in file.metadata:
-            rope["attention_factor"] = _number(file, f"{key}scaling.attn_factor", 1.0)
+            rope["attention_factor"] = number(file.metadata, f"{key}scaling.attn_factor", 1.0)
     elif both is not None:
         factors = _factors(file, both)
         rope.pop("original_max_position_embeddings", None)
@@ -190,10 +184,10 @@ def _yarn(file: GgufParts, key: str, factor: float) -> Json:
     """YaRN's further settings. llama.cpp multiplies the paper's attention factor by the file's."""
     found: Json = {}
     for name in ("beta_fast", "beta_slow"):
-        value = _number(file, f"{key}yarn_{name}", 0)
+        value = number(file.metadata, f"{key}yarn_{name}", 0)
         if value > 0:
             found[name] = value
-    scale = _number(file, f"{key}yarn_attn_factor", _number(file, f"{key}attn_factor", 1.0))
+    scale = number(file.metadata, f"{key}yarn_attn_factor", number(file.metadata, f"{key}attn_factor", 1.0))
     if scale != 1.0:
         found["attention_factor"] = scale * (0.1 * math.log(max(factor, 1.0)) + 1.0)
     return found
@@ -210,7 +204,7 @@ def _factors(file: GgufParts, placed: Placed) -> list[float]:
 def _llama(file: GgufParts, config: Json) -> None:
     """Llama and Mistral; with experts Mixtral."""
     config.update(_biases(file))
-    if _number(file, "llama.expert_count", 0):
+    if number(file.metadata, "llama.expert_count", 0):
         config.update(
             model_type="mixtral",
             num_local_experts=whole_number(file.metadata, "llama.expert_count"),
@@ -262,7 +256,7 @@ def _qwen35(file: GgufParts, config: Json) -> None:
     delta_layers(file, config)
     config.update(
         model_type="qwen3_5_moe_text" if experts else "qwen3_5_text",
-        num_hidden_layers=config["num_hidden_layers"] - int(_number(file, f"{name}.nextn_predict_layers", 0)),
+        num_hidden_layers=config["num_hidden_layers"] - int(number(file.metadata, f"{name}.nextn_predict_layers", 0)),
         full_attention_interval=whole_number(metadata, f"{name}.full_attention_interval", 4),
         linear_num_value_heads=heads,
         linear_num_key_heads=whole_number(metadata, f"{name}.ssm.group_count"),
@@ -297,15 +291,7 @@ def _gpt_oss(file: GgufParts, config: Json) -> None:
 
 
 def _granite(file: GgufParts, config: Json) -> None:
-    config.update(_biases(file))
-    for name, key in (
-        ("attention_multiplier", "attention.scale"),
-        ("embedding_multiplier", "embedding_scale"),
-        ("residual_multiplier", "residual_scale"),
-        ("logits_scaling", "logit_scale"),
-    ):
-        default = config["head_dim"] ** -0.5 if key == "attention.scale" else 1.0
-        config[name] = _number(file, f"granite.{key}", 0.0) or default  # 0 means not set, as in llama.cpp
+    config.update(_biases(file), **granite_scales(file.metadata, "granite", config["head_dim"]))
 
 
 def _smollm3(file: GgufParts, config: Json) -> None:
@@ -314,7 +300,7 @@ def _smollm3(file: GgufParts, config: Json) -> None:
 
 
 def _phi3(file: GgufParts, config: Json) -> None:
-    config["sliding_window"] = int(_number(file, "phi3.attention.sliding_window", 0)) or None
+    config["sliding_window"] = int(number(file.metadata, "phi3.attention.sliding_window", 0)) or None
 
 
 def _gemma(file: GgufParts, config: Json) -> None:
@@ -327,7 +313,7 @@ def _gemma(file: GgufParts, config: Json) -> None:
         sliding_window=whole_number(file.metadata, f"{architecture}.attention.sliding_window", 4096),
     )
     for key, cap in zip(("attn_logit", "final_logit"), _SOFTCAPS.get(architecture, (0.0, 0.0))):
-        config[f"{key}_softcapping"] = _number(file, f"{architecture}.{key}_softcapping", cap) or None
+        config[f"{key}_softcapping"] = number(file.metadata, f"{architecture}.{key}_softcapping", cap) or None
     _pattern(file, config, f"{architecture}.attention.sliding_window_pattern")
 
 
@@ -359,8 +345,8 @@ def _patterned(read: Callable[[GgufParts, Json], None]) -> Callable[[GgufParts, 
 
 def _gemma3(file: GgufParts, config: Json) -> None:
     _gemma(file, config)
-    rope = {**config["rope_parameters"], "rope_theta": _number(file, "gemma3.rope.freq_base", _GLOBAL_THETA)}
-    local = {"rope_type": "default", "rope_theta": _number(file, "gemma3.rope.freq_base_swa", _LOCAL_THETA)}
+    rope = {**config["rope_parameters"], "rope_theta": number(file.metadata, "gemma3.rope.freq_base", _GLOBAL_THETA)}
+    local = {"rope_type": "default", "rope_theta": number(file.metadata, "gemma3.rope.freq_base_swa", _LOCAL_THETA)}
     config.update(model_type="gemma3_text", rope_parameters={"full_attention": rope, "sliding_attention": local})
 
 

@@ -229,6 +229,18 @@ def whole_number(metadata: Mapping[str, Value], key: str, default: int | None = 
     return value
 
 
+def number(metadata: Mapping[str, Value], key: str, default: float = 0.0) -> float:
+    """A number of the metadata.
+
+    Raises:
+        StartError: it is no number, or too large to be one of a model; the text names the key.
+    """
+    value = metadata.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:  # nor NaN
+        raise StartError(f"the GGUF file's key '{key}' is {value!r}, where a number belongs")
+    return value
+
+
 class _BrokenError(Exception):
     """A file is broken; the text says how."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inflight.checkpoint.gguf.file import Metadata, whole_number
+from inflight.checkpoint.gguf.file import Metadata, number, whole_number
 from inflight.checkpoint.gguf.parts import GgufParts
 from inflight.errors import StartError
 
@@ -66,17 +66,10 @@ def lfm2(file: GgufParts, config: Json) -> None:
             num_experts=whole_number(metadata, f"{name}.expert_count"),
             num_experts_per_tok=whole_number(metadata, f"{name}.expert_used_count"),
             moe_intermediate_size=whole_number(metadata, f"{name}.expert_feed_forward_length"),
-            num_dense_layers=int(_plain_number(metadata, f"{name}.leading_dense_block_count", 0)),
+            num_dense_layers=int(number(metadata, f"{name}.leading_dense_block_count")),
             use_expert_bias=any(key.endswith(".exp_probs_b.bias") for key in file.tensors),
-            routed_scaling_factor=_plain_number(metadata, f"{name}.expert_weights_scale", 0) or 1.0,
+            routed_scaling_factor=number(metadata, f"{name}.expert_weights_scale") or 1.0,
         )
-
-
-def _plain_number(metadata: Metadata, key: str, default: float) -> float:
-    value = metadata.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e15:  # nor NaN
-        raise StartError(f"the GGUF file's key '{key}' is {value!r}, where a number belongs")
-    return value
 
 
 def _mamba(file: GgufParts, name: str) -> Json:
@@ -102,8 +95,8 @@ def granite_hybrid(file: GgufParts, config: Json) -> None:
         _mamba(file, name),
         model_type="granitemoehybrid",
         layer_types=_mixers(file, config, "full_attention", "linear_attention"),
-        num_local_experts=int(_plain_number(metadata, f"{name}.expert_count", 0)),
-        num_experts_per_tok=int(_plain_number(metadata, f"{name}.expert_used_count", 0)) or None,
+        num_local_experts=int(number(metadata, f"{name}.expert_count")),
+        num_experts_per_tok=int(number(metadata, f"{name}.expert_used_count")) or None,
     )
     heads, size = config["mamba_n_heads"], config["mamba_d_head"]
     config["mamba_expand"], rest = divmod(heads * size, config["hidden_size"])
@@ -117,14 +110,20 @@ def granite_hybrid(file: GgufParts, config: Json) -> None:
         config["intermediate_size"] = _rows(file, [f"blk.{each}.ffn_down_exps.weight" for each in layer], 2)
     if metadata.get(f"{name}.rope.scaling.finetuned"):
         raise StartError(f"'{file.path}' turns its queries by positions, as Bamba does, which is not read from GGUF")
-    for key, stored in (
-        ("attention_multiplier", "attention.scale"),
-        ("embedding_multiplier", "embedding_scale"),
-        ("residual_multiplier", "residual_scale"),
-        ("logits_scaling", "logit_scale"),
-    ):
-        default = config["head_dim"] ** -0.5 if stored == "attention.scale" else 1.0
-        config[key] = _plain_number(metadata, f"{name}.{stored}", 0) or default  # 0 means not set, as in llama.cpp
+    config.update(granite_scales(metadata, name, config["head_dim"]))
+
+
+def granite_scales(metadata: Metadata, architecture: str, head_dim: int) -> Json:
+    """Granite's multipliers, by their names in config.json. 0 means not set, as in llama.cpp."""
+    keys = {
+        "attention_multiplier": "attention.scale",
+        "embedding_multiplier": "embedding_scale",
+        "residual_multiplier": "residual_scale",
+        "logits_scaling": "logit_scale",
+    }
+    found = {name: number(metadata, f"{architecture}.{key}") for name, key in keys.items()}
+    usual = {"attention_multiplier": head_dim**-0.5}
+    return {name: value or usual.get(name, 1.0) for name, value in found.items()}
 
 
 def falcon_h1(file: GgufParts, config: Json) -> None:
@@ -142,7 +141,7 @@ def falcon_h1(file: GgufParts, config: Json) -> None:
 def nemotron_h(file: GgufParts, config: Json) -> None:
     """Nemotron-H and Nemotron 3. A layer without key heads and without a width of an MLP has Mamba 2."""
     metadata, name = file.metadata, config["model_type"]
-    extra = int(_plain_number(metadata, f"{name}.nextn_predict_layers", 0))
+    extra = int(number(metadata, f"{name}.nextn_predict_layers"))
     layers = config["num_hidden_layers"] - extra
     experts = name == "nemotron_h_moe"
     mamba = _mamba(file, name)
@@ -171,10 +170,10 @@ def nemotron_h(file: GgufParts, config: Json) -> None:
             moe_intermediate_size=whole_number(metadata, f"{name}.expert_feed_forward_length"),
             moe_shared_expert_intermediate_size=whole_number(metadata, f"{name}.expert_shared_feed_forward_length"),
             norm_topk_prob=bool(metadata.get(f"{name}.expert_weights_norm", True)),
-            routed_scaling_factor=_plain_number(metadata, f"{name}.expert_weights_scale", 0) or 1.0,
+            routed_scaling_factor=number(metadata, f"{name}.expert_weights_scale") or 1.0,
             n_group=whole_number(metadata, f"{name}.expert_group_count", 1),
             topk_group=whole_number(metadata, f"{name}.expert_group_used_count", 1),
-            moe_latent_size=int(_plain_number(metadata, f"{name}.moe_latent_size", 0)),
+            moe_latent_size=int(number(metadata, f"{name}.moe_latent_size")),
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from inflight.checkpoint.gguf.file import Metadata, whole_number
+from inflight.checkpoint.gguf.file import Metadata, number, whole_number
 from inflight.checkpoint.gguf.parts import GgufParts
 from inflight.errors import StartError
 
@@ -61,13 +61,9 @@ def glm4_moe(file: GgufParts, config: Json) -> None:
         moe_intermediate_size=size("expert_feed_forward_length"),
         n_shared_experts=size("expert_shared_count", 0),
         first_k_dense_replace=dense,
-        routed_scaling_factor=_scale(metadata.get("glm4moe.expert_weights_scale")),
+        routed_scaling_factor=number(metadata, "glm4moe.expert_weights_scale") or 1.0,
         norm_topk_prob=bool(metadata.get("glm4moe.expert_weights_norm", True)),
     )
-
-
-def _scale(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) and value else 1.0
 
 
 def exaone4(file: GgufParts, config: Json) -> None:
