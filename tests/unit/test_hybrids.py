@@ -8,18 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from gguf import GGMLQuantizationType as Type
 
 from inflight.checkpoint import open_model
-from inflight.contract import Sampling
 from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
 from inflight.models.config import decoder_config
+from tests.engine_checks import (
+    LOGGED,
+    check_all_as_alone,
+    check_cuts,
+    check_gguf,
+    check_parity,
+    check_quantised,
+    tokens,
+)
 from tests.hybrids import FAMILIES, save_hybrid, write_hybrid
 from tests.lm import Driver, make_runner, marks_of
-from tests.recurrent import forward
-from tests.unit.test_recurrent import check, load, tokens
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
 
@@ -36,14 +41,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_transformers_parity(models: Models, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    folder, reference = models[name]
-    prompt = tokens(230)
-    with torch.inference_mode():
-        wanted = reference(torch.tensor([prompt])).logits[0].numpy()
-    model = load(folder)
-    prefill = forward(model, prompt[:200], 0, 0)
-    decoded = [forward(model, [token], 200 + index, 0) for index, token in enumerate(prompt[200:])]
-    assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * max(1.0, np.abs(wanted).max())
+    check_parity(*models[name], tokens(230), decoded=30)
     assert not caplog.records
 
 
@@ -59,48 +57,22 @@ def test_transformers_parity(models: Models, name: str, caplog: pytest.LogCaptur
     ],
 )
 def test_any_cut_gives_the_same_bits(models: Models, name: str, isa: str) -> None:
-    prompt = tokens(90)
-    model = load(models[name][0], cpu_isa=isa, dtype="bfloat16")
-    whole = forward(model, prompt, 0, 0)
-    for cut in (1, 7, 50):
-        parts = [forward(model, prompt[at : at + cut], at, 1) for at in range(0, len(prompt), cut)]
-        assert np.array_equal(np.concatenate(parts), whole), cut
-    one = load(models[name][0], cpu_isa=isa, dtype="bfloat16", threads=1)
-    assert np.array_equal(forward(one, prompt, 0, 3, saves=[(32, 1), (49, 2)]), whole)
-    one.copy_state(1, 0)
-    assert np.array_equal(forward(one, prompt[32:], 32, 0), whole[32:])
-    assert np.array_equal(forward(one, prompt[49:], 49, 2), whole[49:])
+    check_cuts(models[name][0], tokens(90), saved=(32, 49), cpu_isa=isa)
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["lfm2_moe", "granite_moe", "falcon_h1", "nemotron_h"])
 def test_quantised(models: Models, name: str, quantize: str, tmp_path: Path) -> None:
-    """The products lose digits, the recurrences do not: the same bits for any cut, and from packed weights."""
-    prompt = tokens(60)
-    model = load(models[name][0], quantize=quantize, packed_cache=tmp_path)
-    whole = forward(model, prompt, 0, 0)
-    parts = [forward(model, prompt[at : at + 9], at, 1) for at in range(0, 60, 9)]
-    assert np.array_equal(np.concatenate(parts), whole)
-    floats = forward(load(models[name][0]), prompt, 0, 0)
-    assert np.corrcoef(whole.ravel(), floats.ravel())[0, 1] > (0.95 if quantize == "int8" else 0.5)
-    packed = load(models[name][0], quantize=quantize, packed_cache=tmp_path)
-    assert np.array_equal(forward(packed, prompt, 0, 0), whole)
+    """The products lose digits, the recurrences do not."""
+    check_quantised(models[name][0], tokens(60), quantize, packed_cache=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["lfm2", "lfm2_moe", "granite", "granite_moe", "falcon_h1", "nemotron_h moe"])
 def test_gguf(models: Models, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Floats give the checkpoint's logits, blocks the same bits for any cut."""
-    prompt = tokens(60)
-    for kind in (Type.F32, Type.Q8_0):
-        write_hybrid(models[name][0], tmp_path / f"{kind.name}.gguf", kind)
-    wanted = forward(load(models[name][0]), prompt, 0, 0)
-    found = forward(load(tmp_path / "F32.gguf", dtype="float32"), prompt, 0, 0)
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
-    model = load(tmp_path / "Q8_0.gguf")
-    whole = forward(model, prompt, 0, 0)
-    parts = [forward(model, prompt[at : at + 7], at, 1) for at in range(0, 60, 7)]
-    assert np.array_equal(np.concatenate(parts), whole)
-    assert np.corrcoef(whole.ravel(), wanted.ravel())[0, 1] > 0.95
+    folder, floats, blocks = models[name][0], tmp_path / "F32.gguf", tmp_path / "Q8_0.gguf"
+    write_hybrid(folder, floats, Type.F32)
+    write_hybrid(folder, blocks, Type.Q8_0)
+    check_gguf(folder, floats, blocks, tokens(60))
     assert not caplog.records
 
 
@@ -112,9 +84,9 @@ def test_chats_preemption_and_replay(models: Models, name: str) -> None:
     asked: dict[int, tuple[list[int], int]] = {}
     history = tokens(50)
     for number in range(4):
-        asked[driver.add(list(history), 20, Sampling(logprobs=True))] = (list(history), 20)
+        asked[driver.add(list(history), 20, LOGGED)] = (list(history), 20)
         prompt = tokens(17 + 5 * number, number)
-        asked[driver.add(prompt, 12, Sampling(logprobs=True))] = (prompt, 12)
+        asked[driver.add(prompt, 12, LOGGED)] = (prompt, 12)
     for _ in range(9):
         driver.step()
     driver.scheduler.lost()
@@ -122,12 +94,12 @@ def test_chats_preemption_and_replay(models: Models, name: str) -> None:
     driver.runner, driver._first = make_runner(folder), 0
     driver.drain()
     turn = [*history, *driver.out[min(asked)], *tokens(11, 9)]
-    again = driver.add(turn, 9, Sampling(logprobs=True))
+    again = driver.add(turn, 9, LOGGED)
     sequence = driver.scheduler.requests[again]
     driver.drain()
     asked[again] = (turn, 9)
     assert (sequence.cached or 0) > 0
-    check(driver, folder, asked)
+    check_all_as_alone(driver, folder, asked)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from inflight.checkpoint import open_model
 from inflight.config import ModelConfig
-from inflight.device import Alone, open_device
 from inflight.kernels import native_reason
-from inflight.models import load_model
 from inflight.models.config import decoder_config
 from inflight.models.load import choose
-from inflight.models.native import NativeDecoder
+from tests.engine_checks import check_cuts, check_parity, check_quantised, load, tokens
 from tests.gguf_files import write_gguf
-from tests.lm import make_runner, run, save_tiny
+from tests.lm import make_runner, reference, run, save_tiny
 from tests.recurrent import forward
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -78,6 +76,7 @@ GGUF: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5": ("ernie4_5", {}),
 }
 """The architecture, and the metadata that llama.cpp's converter adds."""
+PROMPT = tokens(150, vocabulary=96)
 CORRECTION = "model.layers.{}.mlp.gate.e_score_correction_bias"
 
 
@@ -100,61 +99,30 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(name, base / name.replace(", ", "-")) for name in FAMILIES}
 
 
-def load(path: Path, **changes: Any) -> NativeDecoder:
-    settings = ModelConfig(path, device_type="cpu", **{"threads": 2, "dtype": "float32", **changes})
-    model = load_model(settings, Alone(), open_device("cpu", 0))
-    assert isinstance(model, NativeDecoder)
-    model.make_cache(64, 16)
-    return model
-
-
-def tokens(count: int) -> list[int]:
-    return [int(token) for token in np.random.default_rng(0).integers(3, 96, count)]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_transformers_parity(folders: dict[str, Path], name: str, caplog: pytest.LogCaptureFixture) -> None:
-    import transformers
-
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
-    prompt = tokens(150)
-    with torch.inference_mode():
-        wanted = reference(torch.tensor([prompt])).logits[0].numpy()
-    model = load(folders[name])
-    prefill = forward(model, prompt[:120], 0, 0)
-    decoded = [forward(model, [token], 120 + index, 0) for index, token in enumerate(prompt[120:])]
-    assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * np.abs(wanted).max()
+    check_parity(folders[name], reference(folders[name]), PROMPT, decoded=30)
     assert not [record for record in caplog.records if record.name == "inflight"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_any_cut_gives_the_same_bits(folders: dict[str, Path], name: str) -> None:
-    prompt = tokens(70)
-    model = load(folders[name], dtype="bfloat16")
-    whole = forward(model, prompt, 0, 0)
-    for cut in (1, 7):
-        parts = [forward(model, prompt[at : at + cut], at, 0) for at in range(0, len(prompt), cut)]
-        assert np.array_equal(np.concatenate(parts), whole), cut
-    assert np.array_equal(forward(load(folders[name], dtype="bfloat16", threads=1), prompt, 0, 0), whole)
+    check_cuts(folders[name], PROMPT[:70], cuts=(1, 7))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_gguf_file_is_the_same_model(folders: dict[str, Path], name: str, tmp_path: Path) -> None:
     architecture, metadata = GGUF[name]
     write_gguf(folders[name], tmp_path / "tiny.gguf", architecture, metadata=metadata)
-    prompt = tokens(60)
-    wanted = forward(load(folders[name]), prompt, 0, 0)
-    found = forward(load(tmp_path / "tiny.gguf"), prompt, 0, 0)
+    wanted = forward(load(folders[name]), PROMPT[:60], 0, 0)
+    found = forward(load(tmp_path / "tiny.gguf", dtype="float32"), PROMPT[:60], 0, 0)
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rows_in_integers(folders: dict[str, Path], name: str) -> None:
     """Rows that are brought into another order keep their scales."""
-    prompt = tokens(60)
-    wanted = forward(load(folders[name]), prompt, 0, 0)
-    found = forward(load(folders[name], quantize="int8"), prompt, 0, 0)
-    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.9
+    check_quantised(folders[name], PROMPT[:60], "int8", close=0.9)
 
 
 def test_elsewhere_they_run_as_before(folders: dict[str, Path]) -> None:

@@ -17,6 +17,7 @@ from inflight.contract import Sampling, Watermark  # noqa: E402
 from inflight.kernels import Sampled, SamplerRow, instruction_sets, log_softmax_at, sample  # noqa: E402
 from inflight.shard import torch_sampler as reference  # noqa: E402
 from inflight.shard.sampler import RowState  # noqa: E402
+from tests.lm import on_sets  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not instruction_sets(), reason="built without a compiler")
 
@@ -176,7 +177,7 @@ def test_green_lists_are_those_of_torch(size: int) -> None:
         assert torch.equal(torch.from_numpy(logits[0]), wanted)
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", on_sets())
 def test_draws_follow_the_distribution(isa: str) -> None:
     logits = np.array([[2.0, 1.0, 0.0, -1.0, -np.inf]], np.float32)
     chances = torch.softmax(torch.from_numpy(logits[0]), -1).numpy()
@@ -222,7 +223,7 @@ def test_the_best_that_the_model_found_is_taken() -> None:
     assert found.logprobs is None
 
 
-@pytest.mark.parametrize("isa", instruction_sets())
+@pytest.mark.parametrize("isa", on_sets())
 def test_log_probabilities_of_tokens(isa: str) -> None:
     logits, tokens = draw_logits(5, 1003, 4), np.array([0, 1002, 7, 500, 16])
     wanted = torch.log_softmax(torch.from_numpy(logits).double(), -1)[torch.arange(5), torch.from_numpy(tokens)]

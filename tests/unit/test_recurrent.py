@@ -11,16 +11,23 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from inflight.config import ModelConfig
 from inflight.contract import Sampling
-from inflight.device import Alone, open_device
 from inflight.errors import StartError
 from inflight.kernels import instruction_sets, native_reason
-from inflight.models import config, load_model
-from inflight.models.native import NativeDecoder
+from inflight.models import config
 from inflight.sched import Capacity, Scheduler, Sequence
 from inflight.sched.states import StatePool
-from tests.lm import Driver, make_runner
+from tests.engine_checks import (
+    LOGGED,
+    check_all_as_alone,
+    check_cuts,
+    check_gguf,
+    check_parity,
+    check_quantised,
+    load,
+    tokens,
+)
+from tests.lm import Driver, make_runner, marks_of
 from tests.recurrent import EXPERTS, forward, save_recurrent, save_stacked, write_qwen35
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -32,12 +39,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next": ("Qwen3Next", EXPERTS),
     "qwen3_5_moe": ("Qwen3_5Moe", EXPERTS),
 }
-LOGGED = Sampling(logprobs=True)
-BEST = instruction_sets()[:1]
+Models = dict[str, tuple[Path, Any]]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Folder and transformers' model of each family."""
     base = tmp_path_factory.mktemp("recurrent")
     return {
@@ -46,80 +52,39 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, An
     }
 
 
-def load(folder: Path, **changes: Any) -> NativeDecoder:
-    settings = ModelConfig(folder, device_type="cpu", **{"threads": 2, **changes})
-    model = load_model(settings, Alone(), open_device("cpu", 0))
-    assert isinstance(model, NativeDecoder)
-    model.make_cache(32, 16)
-    model.make_states(4)
-    return model
-
-
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(3, 128, count)]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_transformers_parity(models: dict[str, tuple[Path, Any]], name: str) -> None:
-    folder, reference = models[name]
-    prompt = tokens(250)
-    with torch.inference_mode():
-        wanted = reference(torch.tensor([prompt])).logits[0].numpy()
-    model = load(folder)
-    prefill = forward(model, prompt[:200], 0, 0)
-    decoded = [forward(model, [token], 200 + index, 0) for index, token in enumerate(prompt[200:])]
-    assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * max(1.0, np.abs(wanted).max())
+def test_transformers_parity(models: Models, name: str) -> None:
+    check_parity(*models[name], tokens(250))
 
 
 @pytest.mark.parametrize(
-    ("name", "isa"), [*(("odd sizes", isa) for isa in instruction_sets()), *(("qwen3_5_moe", isa) for isa in BEST)]
+    ("name", "isa"),
+    [
+        *(pytest.param("odd sizes", isa, marks=marks_of(isa)) for isa in instruction_sets()),
+        *(("qwen3_5_moe", isa) for isa in instruction_sets()[:1]),
+    ],
 )
-def test_any_cut_gives_the_same_bits(models: dict[str, tuple[Path, Any]], name: str, isa: str) -> None:
-    prompt = tokens(90)
-    model = load(models[name][0], cpu_isa=isa, dtype="bfloat16")
-    whole = forward(model, prompt, 0, 0)
-    for cut in (1, 7, 50):
-        parts = [forward(model, prompt[at : at + cut], at, 1) for at in range(0, len(prompt), cut)]
-        assert np.array_equal(np.concatenate(parts), whole), cut
-    one = load(models[name][0], cpu_isa=isa, dtype="bfloat16", threads=1)
-    assert np.array_equal(forward(one, prompt, 0, 3, saves=[(32, 1), (48, 2)]), whole)
-    one.copy_state(1, 0)
-    assert np.array_equal(forward(one, prompt[32:], 32, 0), whole[32:])
-    assert np.array_equal(forward(one, prompt[48:], 48, 2), whole[48:])
+def test_any_cut_gives_the_same_bits(models: Models, name: str, isa: str) -> None:
+    check_cuts(models[name][0], tokens(90), saved=(32, 48), cpu_isa=isa)
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_quantised(models: dict[str, tuple[Path, Any]], quantize: str) -> None:
-    """The products lose digits, the recurrences do not: the same bits for any cut."""
-    prompt = tokens(60)
-    model = load(models["qwen3_5_moe"][0], quantize=quantize)
-    whole = forward(model, prompt, 0, 0)
-    parts = [forward(model, prompt[at : at + 9], at, 1) for at in range(0, 60, 9)]
-    assert np.array_equal(np.concatenate(parts), whole)
-    floats = forward(load(models["qwen3_5_moe"][0]), prompt, 0, 0)
-    assert np.corrcoef(whole.ravel(), floats.ravel())[0, 1] > (0.95 if quantize == "int8" else 0.5)
+def test_quantised(models: Models, quantize: str) -> None:
+    """The products lose digits, the recurrences do not."""
+    check_quantised(models["qwen3_5_moe"][0], tokens(60), quantize)
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_5_moe"])
-def test_gguf(models: dict[str, tuple[Path, Any]], name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Floats give the checkpoint's logits, blocks the same bits for any cut; the block behind the last one is left."""
-    prompt = tokens(60)
-    for kind in (Type.F32, Type.Q8_0):
-        write_qwen35(models[name][0], tmp_path / f"{kind.name}.gguf", kind)
-    wanted = forward(load(models[name][0]), prompt, 0, 0)
-    found = forward(load(tmp_path / "F32.gguf", dtype="float32"), prompt, 0, 0)
-    assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
-    model = load(tmp_path / "Q8_0.gguf")
-    whole = forward(model, prompt, 0, 0)
-    parts = [forward(model, prompt[at : at + 7], at, 1) for at in range(0, 60, 7)]
-    assert np.array_equal(np.concatenate(parts), whole)
-    assert np.corrcoef(whole.ravel(), wanted.ravel())[0, 1] > 0.95
+def test_gguf(models: Models, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The block behind the last one is left."""
+    folder, floats, blocks = models[name][0], tmp_path / "F32.gguf", tmp_path / "Q8_0.gguf"
+    write_qwen35(folder, floats, Type.F32)
+    write_qwen35(folder, blocks, Type.Q8_0)
+    check_gguf(folder, floats, blocks, tokens(60))
     assert not caplog.records
 
 
-def test_published_layout_of_experts(
-    models: dict[str, tuple[Path, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_published_layout_of_experts(models: Models, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder, prompt = models["qwen3_5_moe"][0], tokens(30)
     save_stacked(folder, tmp_path / "stacked")
     model = load(tmp_path / "stacked", packed_cache=tmp_path / "packed")
@@ -130,7 +95,7 @@ def test_published_layout_of_experts(
     assert np.array_equal(forward(load(tmp_path / "stacked", packed_cache=tmp_path / "packed"), prompt, 0, 0), wanted)
 
 
-def test_a_long_text_stays_finite(models: dict[str, tuple[Path, Any]]) -> None:
+def test_a_long_text_stays_finite(models: Models) -> None:
     """Decays near 0 and near 1: the state neither grows nor vanishes into what is not a number."""
     folder, reference = models["qwen3_5"]
     runner = make_runner(folder, kv_cache_bytes=64 << 20, max_step_tokens=600)
@@ -146,23 +111,7 @@ def test_a_long_text_stays_finite(models: dict[str, tuple[Path, Any]]) -> None:
 # In the scheduler
 
 
-def alone(folder: Path, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
-    driver = Driver(make_runner(folder))
-    driver.add(prompt, count, LOGGED)
-    driver.drain()
-    return driver.out[0], driver.logprobs[0]
-
-
-def check(driver: Driver, folder: Path, prompts: dict[int, tuple[list[int], int]]) -> None:
-    """Every request has the tokens and the log-probabilities that it has alone; no slot is lost."""
-    for id, (prompt, count) in prompts.items():
-        assert (driver.out[id], driver.logprobs[id]) == alone(folder, prompt, count), id
-    pool = driver.scheduler.states.pool
-    driver.scheduler.plan()
-    assert pool.used == pool.saved
-
-
-def test_chat_goes_on_from_saved_states(models: dict[str, tuple[Path, Any]]) -> None:
+def test_chat_goes_on_from_saved_states(models: Models) -> None:
     folder = models["qwen3_5"][0]
     driver = Driver(make_runner(folder))
     history, asked = tokens(90), {}
@@ -174,10 +123,10 @@ def test_chat_goes_on_from_saved_states(models: dict[str, tuple[Path, Any]]) -> 
         # All but the last blocks: behind the prompt's end, and at most 32 tokens behind the answer's end.
         assert turn == 0 or (sequence.cached or 0) > len(history) - 15 - 40, turn
         history = [*history, *driver.out[id], *tokens(11, turn + 1)]
-    check(driver, folder, asked)
+    check_all_as_alone(driver, folder, asked)
 
 
-def test_a_shared_beginning_is_found_at_the_third_use(models: dict[str, tuple[Path, Any]]) -> None:
+def test_a_shared_beginning_is_found_at_the_third_use(models: Models) -> None:
     folder = models["qwen3_5"][0]
     driver = Driver(make_runner(folder))
     system, cached, asked = tokens(50), [], {}
@@ -193,13 +142,11 @@ def test_a_shared_beginning_is_found_at_the_third_use(models: dict[str, tuple[Pa
     sequence = driver.scheduler.requests[id]
     driver.drain()
     assert sequence.cached == 0
-    check(driver, folder, asked)
+    check_all_as_alone(driver, folder, asked)
 
 
 @pytest.mark.parametrize("states", [2, 5])
-def test_more_requests_than_states(
-    models: dict[str, tuple[Path, Any]], states: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_requests_than_states(models: Models, states: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait for one; blocks are short too, so that rows are preempted and computed anew."""
     monkeypatch.setattr("inflight.sched.cache.EXPECTED_OUTPUT", 1)
     folder = models["qwen3_5"][0]
@@ -210,10 +157,10 @@ def test_more_requests_than_states(
         asked[driver.add(prompt, 20 + number, LOGGED, tenant=str(number % 2))] = (prompt, 20 + number)
     driver.drain()
     assert driver.scheduler.preemptions or states == 2
-    check(driver, folder, asked)
+    check_all_as_alone(driver, folder, asked)
 
 
-def test_replay_after_a_loss(models: dict[str, tuple[Path, Any]]) -> None:
+def test_replay_after_a_loss(models: Models) -> None:
     folder = models["qwen3_5"][0]
     driver = Driver(make_runner(folder))
     asked = {driver.add(tokens(40, seed), 30, LOGGED): (tokens(40, seed), 30) for seed in range(3)}
@@ -223,7 +170,7 @@ def test_replay_after_a_loss(models: dict[str, tuple[Path, Any]]) -> None:
     driver.plans.clear()
     driver.runner, driver._first = make_runner(folder), 0
     driver.drain()
-    check(driver, folder, asked)
+    check_all_as_alone(driver, folder, asked)
 
 
 def test_cancelled_requests_free_their_states() -> None:
@@ -269,6 +216,6 @@ def test_unknown_architectures_are_told_which_are_known(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_other_ways_say_why_not(models: dict[str, tuple[Path, Any]]) -> None:
+def test_other_ways_say_why_not(models: Models) -> None:
     with pytest.raises(StartError, match=r"'qwen3_5_text' run on the CPU engine only.*cpu_engine is torch"):
         load(models["qwen3_5"][0], cpu_engine="torch")
