@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,11 @@ CONNECT_TIMEOUT = 600.0
 STOP_GRACE = 5.0
 MAX_PREFILL_TOKENS = 4096
 """Prompt tokens of a step, the default of TGI's router."""
+_NO_GUESSES = 0
+"""Tokens that a row guesses, by default, as in TGI none: a foreign router keeps blocks for the guesses that it is told
+of."""
 _SETTINGS = [
-    each
+    replace(each, value=_NO_GUESSES, setting=replace(each.setting, default="")) if each.name == "speculate" else each
     for each in SETTINGS
     if each.name in ("dtype", "kv_cache_bytes", "block_size", "trust_remote_code", "speculate")
 ]
@@ -191,10 +195,8 @@ def _serve(job: ShardJob, config: GeneratorConfig, uds_path: str, log: _Log) -> 
     vision = open_vision(config) if sees else None
     images = ChunkReader(vision, tokenizer, runner.offer.model.vocab_size) if vision is not None else None
     names = [one.name for one in config.model.adapters]
-    # As in TGI none by default: a foreign router keeps blocks for the guesses that it is told of.
-    server = serve_rank(
-        runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees, config.policy.speculate or 0
-    )
+    guesses = _NO_GUESSES if config.policy.speculate is None else config.policy.speculate
+    server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees, guesses)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())

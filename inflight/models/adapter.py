@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,13 @@ class Adapter:
             first = first[:, slice(*part.columns)]
         second = second[slice(*part.rows)]
         return Factors(first, second[list(part.order)] if part.order else second, scale)
+
+    def refuse(self, slices: Iterable[ModuleSlice], why: str) -> None:
+        """Raises StartError if it changes one of these modules. Args: why: it cannot, beginning with `which` or so."""
+        for part in slices:
+            module = self._stored.get(_path(part.module))
+            if module is not None:
+                raise self.error(f"it changes '{module}', {why}")
 
     def finish(self) -> None:
         """Raises StartError if a module of the adapter was not used, because the model has none of that name."""

@@ -27,6 +27,15 @@ def adapted_products(
         StartError: the adapter changes something else, or its factors do not fit.
     """
     found: dict[int, list[LowRankModule]] = {}
+    multiplied = list(multiplied)
+    reached = {names[number] for _, products in multiplied for number in products}
+    for name in dict.fromkeys(names.values()):
+        if name not in reached and name.endswith("gate_up"):
+            adapter.refuse(
+                module_slices(tensors.product(name)),
+                "whose product runs straight into its activation (an MLP without a gate), where an adapter's part "
+                "cannot come in between; merge it into the model, or train it without this module",
+            )
     for operation, products in multiplied:
         own = list(dict.fromkeys(names[number] for number in products))
         if own[0] in _VOCABULARY:

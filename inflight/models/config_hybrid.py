@@ -225,6 +225,10 @@ def _falcon_h1(config: Config) -> DecoderConfig:
     mlp_gate, mlp_down = _several(config, "mlp_multipliers", 2)
     reads, attends = _number(config, "ssm_in_multiplier"), _number(config, "attention_in_multiplier")
     bias = bool(config.get("attention_bias", False))
+    # What a product reads is multiplied behind it, together with its bias, which would have to be left out.
+    for biased, multiplier in (("attention_bias", "attention_in_multiplier"), ("mamba_proj_bias", "ssm_in_multiplier")):
+        if config.get(biased) and _number(config, multiplier) != 1.0:
+            raise ValueError(f"'{biased}' beside '{multiplier}' other than 1 is not read")
     names = {"post_attention_layernorm": "pre_ff_layernorm", "mlp": "feed_forward", "norm": "final_layernorm"}
     return replace(
         base,

@@ -14,6 +14,7 @@ import numpy as np
 from inflight.checkpoint import Splade, Weights
 from inflight.config import processors
 from inflight.kernels import ACTIVATIONS, Activation, Format, Precision, TowerArrays, TowerNorm, TowerProgram
+from inflight.models.native_encoder import NotNative
 from inflight.models.vectors import Vector
 from inflight.tensors import Floats, widened
 
@@ -73,6 +74,7 @@ class MaskedHead:
         weight_bytes: of its weights.
 
     Raises:
+        NotNative: the engine does not have its activation.
         StartError: a weight is missing or of another shape.
     """
 
@@ -104,7 +106,10 @@ class MaskedHead:
         states, inner, logits = program.buffer(width), program.buffer(width), program.buffer(vocabulary)
         bias = vector(f"{form.dense}.bias", width) if f"{form.dense}.bias" in weights else None
         dense = program.product(matrix(f"{form.dense}.weight", [width, width]), bias, precision)
-        act = Activation[ACTIVATIONS[str(config.get(form.act, "gelu") if form.act else "gelu")]]
+        named_act = str(config.get(form.act, "gelu") if form.act else "gelu")
+        if named_act not in ACTIVATIONS:
+            raise NotNative(f"the activation '{named_act}' of the head that fills masks is not in it")
+        act = Activation[ACTIVATIONS[named_act]]
         old = f"{form.norm}.gamma" in weights
         scale = vector(f"{form.norm}.{'gamma' if old else 'weight'}", width)
         shift = f"{form.norm}.{'beta' if old else 'bias'}"

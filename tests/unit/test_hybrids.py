@@ -113,6 +113,16 @@ def test_chats_preemption_and_replay(models: Models, name: str) -> None:
         ("granite", {"mamba_d_conv": 9}, "9 taps"),
         ("falcon_h1", {"ssm_multipliers": [1.0]}, "ssm_multipliers"),
         ("falcon_h1", {"key_multiplier": "much"}, "key_multiplier"),
+        (
+            "falcon_h1",
+            {"attention_bias": True, "attention_in_multiplier": 0.5},
+            "'attention_bias' beside 'attention_in_multiplier'",
+        ),
+        (
+            "falcon_h1",
+            {"mamba_proj_bias": True, "ssm_in_multiplier": 2.0},
+            "'mamba_proj_bias' beside 'ssm_in_multiplier'",
+        ),
         ("falcon_h1", {"mamba_d_ssm": 100}, "do not make 100"),
         ("falcon_h1", {"head_dim": 1 << 30}, "heads of 1073741824 values"),
         ("falcon_h1", {"vocab_size": None}, "vocab_size is None"),

@@ -107,6 +107,20 @@ def test_logits_are_those_of_the_merged_model(family: str, settings: dict[str, A
         assert number == 0 or np.abs(wanted[number] - wanted[0]).max() > 0.1
 
 
+def test_an_mlp_without_a_gate_has_adapters_behind_its_activation_only(tmp_path: Path) -> None:
+    """And a text that says so, where one changes what is in front of it."""
+    base = save_tiny("Arcee", tmp_path / "base")
+    down = save_adapter(base, tmp_path / "down", 1, only=r"(down|q|o)_proj$")
+    up = save_adapter(base, tmp_path / "up", 2, only=r"(up|q)_proj$")
+    prompt = some(20, 3)
+    with torch.inference_mode():
+        wanted = reference(merged(base, down, tmp_path / "merged"))(torch.tensor([prompt])).logits[0].numpy()
+    [found] = forward(load(base, down), (prompt, 0, 1))
+    assert np.abs(found - wanted).max() < 2e-4 * max(1.0, np.abs(wanted).max())
+    with pytest.raises(StartError, match=r"adapter 'up' .* changes '.*mlp.up_proj', .*an MLP without a gate.*merge it"):
+        load(base, up)
+
+
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     parent = tmp_path_factory.mktemp("odd")

@@ -217,6 +217,13 @@ def test_the_launcher_has_the_settings_that_tgi_names() -> None:
             assert (flag.default, flag.help) == (each.default, each.setting.help)
 
 
+def test_the_shard_server_guesses_nothing_unless_it_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        shard_server.parser().parse_args(["serve", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "checked in one step; results stay the same. 0: none. Default 0." in text
+
+
 def test_the_shard_server_has_settings_of_ranks(tmp_path: Path) -> None:
     given = shard_server.parser().parse_args(
         ["serve", "m", "--dtype", "float32", "--kv-cache-memory", "1m", "--trust-remote-code", "--block-size", "8"]
