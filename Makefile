@@ -17,15 +17,17 @@ $(SERVED): pyproject.toml constraints.txt
 	$(PIP) -e .
 	touch $@
 
-# What the checks need. The native library is built once, and meanwhile torch comes in: the one takes the processors, the
-# other the network (alone: together with others, pip may settle on another build of it). The rest is what the package
-# that is installed by then asks for.
-# TGI's own client and langchain's come last, without what they ask for: they would hold huggingface_hub at old versions.
+# What the checks need. The native library is built once, and meanwhile all others come in: the one takes the processors,
+# the other the network. First torch (alone: together with others, pip may settle on another build of it), then what the
+# package asks for; last TGI's own client and langchain's, without what they ask for: they would hold huggingface_hub at
+# old versions. In the end pip sees that the package has all that it wants.
 $(TESTED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0 & torch=$$!; $(PIP) --no-deps -e . && wait $$torch
+	mkdir -p build
+	$(BIN)/python scripts/requirements.py torch dev > build/requirements.txt
+	($(PIP) torch==2.13.0 && $(PIP) -r build/requirements.txt && \
+		$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3) & others=$$!; $(PIP) --no-deps -e . && wait $$others
 	$(PIP) 'inflight-serving[torch,dev]'
-	$(PIP) --no-deps text-generation==0.7.0 langchain-huggingface==1.2.3
 	touch $(SERVED) $@
 
 # C++: all of it, and what clang-tidy reads (no instruction set's own files, and nothing that includes Python).
@@ -47,9 +49,9 @@ lint: $(TESTED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
-	$(CXX) -std=c++17 -fsyntax-only -Iinflight/kernels/csrc tests/native/*.cpp
 
 types: $(TESTED)
+	$(CXX) -std=c++17 -fsyntax-only -Iinflight/kernels/csrc tests/native/*.cpp
 	$(BIN)/mypy
 	$(BIN)/mypy -p bench -p tests
 

@@ -88,7 +88,8 @@ def test_an_example_in_the_old_style(check: Callable[[str], None], tmp_path: Pat
         assert [path.name for path in served.cwd.iterdir()] == ["serving_logs"]
 
 
-def test_the_lines_that_the_demo_shows_work(light_python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [8, pytest.param(40, marks=pytest.mark.slow)])
+def test_the_lines_that_the_demo_shows_work(light_python: str, tmp_path: Path, pictures: int) -> None:
     """`make demo` is this command on the default ports, in an environment without torch and transformers."""
     makefile = (ROOT / "Makefile").read_text()
     demo = re.search(r"^demo: .*\n\t\$\(BIN\)/inflight serve (.*)$", makefile, re.MULTILINE)
@@ -110,23 +111,23 @@ def test_the_lines_that_the_demo_shows_work(light_python: str, tmp_path: Path) -
         text = "".join(frame["instances"][0]["text"] for frame in frames)
         assert len(frames) > 3
         assert text == "A red circle on a white background."
-        describes_what_it_has_not_seen(served)
+        describes_what_it_has_not_seen(served, pictures)
         ends_cleanly(served)
 
 
-def describes_what_it_has_not_seen(served: Served) -> None:
-    """The same answers as transformers' to 40 held-out pictures, and nearly all right, as the model card says."""
+def describes_what_it_has_not_seen(served: Served, pictures: int) -> None:
+    """The same answers as transformers' to held-out pictures, and nearly all right, as the model card says."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "scripts"))
         training: Any = importlib.import_module("train_pocket_vision")
-    cases = training.held_out_cases(40)
+    cases = training.held_out_cases(pictures)
     instances = [{"image": {"b64": base64.b64encode(png(case.picture)).decode()}} for case in cases]
     body = json.dumps({"instances": instances}).encode()
     status, reply = request(served.http, "POST", "/model/pocket_vision:generate", body)
     assert status == 200, reply
     found = [one["generated_text"] for one in json.loads(reply)["instances"]]
     assert found == training.answers(ROOT / "models" / "pocket_vision", cases)
-    assert sum(text == case.answer for text, case in zip(found, cases)) >= 36
+    assert sum(text == case.answer for text, case in zip(found, cases)) >= pictures * 9 // 10
 
 
 def png(picture: Image.Image) -> bytes:

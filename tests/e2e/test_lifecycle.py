@@ -101,7 +101,7 @@ def test_starting_and_stopping_many_times_leaves_nothing(work: ServableConfig) -
     try:
         # A poller of gRPC's C core comes and goes; what is left of every server shows all the same.
         before = me.num_fds() + 2
-        for _ in range(10):
+        for _ in range(5):
             once()
             eventually(lambda: me.num_fds() <= before)  # gRPC's client closes its own a little later
     finally:

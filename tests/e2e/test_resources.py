@@ -59,7 +59,7 @@ def test_large_arrays_come_back_right_and_leave_no_memory(tmp_path: Path, client
     write_servable(tmp_path, "double", DOUBLER)
     with serve(tmp_path, str(tmp_path / "double")) as served:
         server = psutil.Process(served.pid)
-        array = np.random.default_rng(0).standard_normal((1, 1 << 22)).astype(np.float32)  # 16 MiB
+        array = np.random.default_rng(0).standard_normal((1, 1 << 21)).astype(np.float32)  # 8 MiB
         with client.InferenceServerClient(served.grpc if client is triton_grpc else served.http) as asked:
 
             def once() -> None:
@@ -71,10 +71,10 @@ def test_large_arrays_come_back_right_and_leave_no_memory(tmp_path: Path, client
                 once()
             processes = [server, *server.children()]
             before = [process.memory_info().rss for process in processes]
-            for _ in range(20):
+            for _ in range(10):
                 once()
             growth = [process.memory_info().rss - size for process, size in zip(processes, before)]
-        assert max(growth) < 48 << 20, "less than one in and one out and a half: 20 of each would be 640 MiB"
+        assert max(growth) < 24 << 20, "less than one in and one out and a half: 10 of each would be 160 MiB"
 
 
 @linux

@@ -400,10 +400,11 @@ def test_a_burst_that_does_not_fit_keeps_nobody_waiting() -> None:
     bench.check({})
 
 
-def test_the_estimate_is_beaten_and_a_row_is_preempted() -> None:
-    bench = Bench(capacity(num_blocks=400, rows=4, step=64, prefill=64))
+def test_the_estimate_is_beaten_and_a_row_is_preempted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inflight.sched.cache.EXPECTED_OUTPUT", 64)
+    bench = Bench(capacity(num_blocks=50, rows=4, step=64, prefill=64))
     for id in range(4):
-        bench.add(Sequence(id, [id] * 10, Sampling(), 1200))
+        bench.add(Sequence(id, [id] * 10, Sampling(), 150))
     bench.drain()
     assert bench.scheduler.preemptions
     bench.check({})
