@@ -14,7 +14,7 @@ import msgspec
 from inflight.contract import Embedding, GenerationRequest, Generator, Start, Whole, together, whole
 from inflight.errors import Anthropic, InflightError, Loading, NotFound, OpenAi, Tgi
 from inflight.frontends.base import Backend
-from inflight.wire import MESSAGE_OPTION, Body, Header, Receive, Scope, header, read_body
+from inflight.wire import MESSAGE_OPTION, Body, Header, Receive, Scope, Send, header, read_body, respond, respond_json
 
 T = TypeVar("T")
 
@@ -186,3 +186,11 @@ def with_seed(request: GenerationRequest, seed: int) -> GenerationRequest:
 def number(value: float | None) -> float | None:
     """A log-probability for JSON, which has neither NaN nor infinity: those are None."""
     return value if value is not None and math.isfinite(value) else None
+
+
+async def respond_health(send: Send, ready: bool, error_type: str) -> None:
+    """Answers `/health` as TGI and TEI do. Args: error_type: of the error where the server is not ready."""
+    if ready:
+        await respond(send, b"", content_type=(b"content-type", b"text/plain; charset=utf-8"))
+    else:
+        await respond_json(send, {"error": "unhealthy", "error_type": error_type}, status=503)

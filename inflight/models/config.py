@@ -8,6 +8,7 @@ from typing import Any
 
 from inflight.checkpoint import rope_length, rope_type
 from inflight.errors import StartError
+from inflight.kernels import Delta
 from inflight.models.config_base import base as _base
 from inflight.models.config_base import rope_settings as _rope
 from inflight.models.config_base import sliding_layers as _types
@@ -111,16 +112,13 @@ def _qwen3_next(config: Config) -> DecoderConfig:
     if unknown is not None:
         raise ValueError(f"'layer_types' has '{unknown}', known are linear_attention and full_attention")
     rope, _ = plain_rope({"partial_rotary_factor": 0.25, **config})
-    delta = DeltaNet(
-        tuple(kind == "linear_attention" for kind in types[:layers]),
+    delta = Delta(
         config.get("linear_num_key_heads", 16),
         config.get("linear_num_value_heads", 32),
         config.get("linear_key_head_dim", 128),
         config.get("linear_value_head_dim", 128),
         config.get("linear_conv_kernel_dim", 4),
         bool(config.get("value_heads_tiled", False)),  # of a GGUF file
-        joined=family == "qwen3_next" and not config.get("apart_projections"),  # of a GGUF file
-        joined_rates=family == "qwen3_next",
     )
     if delta.value_heads % delta.key_heads or not 2 <= delta.taps <= 8:
         raise ValueError(f"{delta.value_heads} value heads, {delta.key_heads} key heads, {delta.taps} taps")
@@ -136,7 +134,12 @@ def _qwen3_next(config: Config) -> DecoderConfig:
         longest=described.max_positions,
         centered_norm=True,
         output_gate=True,
-        recurrence=delta,
+        recurrence=DeltaNet(
+            tuple(kind == "linear_attention" for kind in types[:layers]),
+            delta,
+            joined=family == "qwen3_next" and not config.get("apart_projections"),  # of a GGUF file
+            joined_rates=family == "qwen3_next",
+        ),
         ropes={"all": rope},
         windows=(None,) * layers,
     )

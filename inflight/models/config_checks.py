@@ -110,7 +110,7 @@ def check_described(config: DecoderConfig) -> None:
         raise ValueError(f"heads of {widest} values; {_WIDEST_HEAD} is the most")
     heads = [config.heads, config.kv_heads]  # pieces of tensors are listed head by head
     if isinstance(config.recurrence, DeltaNet):
-        heads += [config.recurrence.key_heads, config.recurrence.value_heads]
+        heads += [config.recurrence.shape.key_heads, config.recurrence.shape.value_heads]
     if max(heads) * max(1, widest // 1024) > _MOST_HEADS:
         raise ValueError(f"{max(heads)} heads of {widest} values")
     for name, number in numbers.items():

@@ -13,26 +13,20 @@ class DeltaNet:
 
     Attributes:
         layers: which layers these are.
-        key_heads, value_heads, key_dim, value_dim, taps, tiled: see `inflight.kernels.Delta`.
+        shape: of one of them.
         joined: the products of queries, keys, values and z are one tensor, key head by key head (Qwen3-Next).
         joined_rates: those of β and the decays are another.
     """
 
     layers: tuple[bool, ...]
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    taps: int
-    tiled: bool = False
+    shape: Delta
     joined: bool = False
     joined_rates: bool = False
 
     @property
     def kernel(self) -> RecurrentLayer:
         """One of these layers."""
-        heads = self.key_heads, self.value_heads, self.key_dim, self.value_dim
-        return Delta(*heads, self.taps, self.tiled)
+        return self.shape
 
 
 @dataclass(frozen=True)

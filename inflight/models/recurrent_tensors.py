@@ -29,9 +29,14 @@ def array_names(recurrence: Recurrence) -> tuple[str | None, ...]:
 def recurrent_array(recurrence: Recurrence, prefix: str, kind: str) -> Piece:
     """Args: prefix: of the layer's names."""
     if isinstance(recurrence, DeltaNet):
-        heads, taps = recurrence.value_heads, recurrence.taps
-        channels = 2 * recurrence.key_heads * recurrence.key_dim + heads * recurrence.value_dim
-        module, norm = "linear_attn", recurrence.value_dim
+        delta = recurrence.shape
+        heads, taps, channels, norm, module = (
+            delta.value_heads,
+            delta.taps,
+            delta.channels,
+            delta.value_dim,
+            "linear_attn",
+        )
     elif isinstance(recurrence, ConvNet):
         stored, shape = ("weight", (recurrence.channels, 1, recurrence.taps)), ("bias", (recurrence.channels,))
         name, size = stored if kind == "conv" else shape
@@ -82,16 +87,16 @@ def _mamba(space: StateSpace, hidden: int, prefix: str, kind: str) -> Product:
     return Product((Piece(f"{prefix}in_proj.weight", (of.width, hidden), part),), biases)
 
 
-def _delta(delta: DeltaNet, hidden: int, prefix: str, kind: str) -> Product:
-    keys, values = delta.key_heads * delta.key_dim, delta.value_heads * delta.value_dim
+def _delta(net: DeltaNet, hidden: int, prefix: str, kind: str) -> Product:
+    delta, values = net.shape, net.shape.values
     if kind == "mixer_out":
         return Product((Piece(f"{prefix}out_proj.weight", (hidden, values)),))
     rates = kind == "mixer_rates"
-    if not (delta.joined_rates if rates else delta.joined):
+    if not (net.joined_rates if rates else net.joined):
         parts = (
             (("in_proj_b", delta.value_heads), ("in_proj_a", delta.value_heads))
             if rates
-            else (("in_proj_qkv", 2 * keys + values), ("in_proj_z", values))
+            else (("in_proj_qkv", delta.channels), ("in_proj_z", values))
         )
         return Product(tuple(Piece(f"{prefix}{name}.weight", (rows, hidden)) for name, rows in parts))
     shared = delta.value_heads // delta.key_heads

@@ -44,6 +44,15 @@ class Launch:
     append: bool
 
 
+async def happened(event: asyncio.Event, timeout: float) -> bool:
+    """Whether an event happens within `timeout` seconds."""
+    try:
+        await asyncio.wait_for(event.wait(), timeout)
+    except asyncio.TimeoutError:
+        return False
+    return True
+
+
 class WorkerProcess:
     """A started process.
 
@@ -96,11 +105,7 @@ class WorkerProcess:
 
     async def ended(self, timeout: float) -> bool:
         """Waits for the end; returns False if the process still runs after `timeout` seconds."""
-        try:
-            await asyncio.wait_for(self._exited.wait(), timeout)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        return await happened(self._exited, timeout)
 
     def dump(self) -> None:
         """Asks the worker to write the stacks of its threads to its log. It can do so at any time."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from inflight.early import DUMP
 from inflight.errors import StartError
 from inflight.link import ArenaReader, Gate, Handler, Invitation, ServerChannel
+from inflight.place.local import happened
 
 ARRIVAL_SECONDS = 60.0
 """Seconds in which a process that was started must come."""
@@ -81,11 +82,7 @@ class RemoteProcess:
         return self.status is None
 
     async def ended(self, timeout: float) -> bool:
-        try:
-            await asyncio.wait_for(self._exited.wait(), timeout)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        return await happened(self._exited, timeout)
 
     def dump(self) -> None:
         self._starter.signal(DUMP)

@@ -24,7 +24,7 @@ from inflight.contract import (
 )
 from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, Unavailable
 from inflight.frontends.door import FirstModelDoor
-from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick
+from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick, respond_health
 from inflight.frontends.openai import Tokenized, tokenized
 from inflight.frontends.ranking import RerankBody, RerankedAnswer, reranked
 from inflight.frontends.routes import Access, Call, Plain, Route, error_headers, generation
@@ -50,7 +50,7 @@ from inflight.frontends.tei.bodies import (
 )
 from inflight.frontends.tgi import refusal as plain_refusal
 from inflight.metrics import TextMetrics, TextTimes, text_failure
-from inflight.wire import JSON, Refusal, Scope, respond, respond_json
+from inflight.wire import JSON, Refusal, Scope, respond_json
 
 Times = list[tuple[float, float, float]]
 """Of the texts of a request: `Asked.times`."""
@@ -195,10 +195,7 @@ class TeiRest(FirstModelDoor):
         await respond_json(call.send, _info(self._generator))
 
     async def _health(self, call: Call) -> None:
-        if self._backend.ready:
-            await respond(call.send, b"", content_type=(b"content-type", b"text/plain; charset=utf-8"))
-        else:
-            await respond_json(call.send, {"error": "unhealthy", "error_type": "Unhealthy"}, status=503)
+        await respond_health(call.send, self._backend.ready, "Unhealthy")
 
     routes: ClassVar[Sequence[Route]] = (
         generation("/", "The main route of a model that only reads texts", _root, RootBody),

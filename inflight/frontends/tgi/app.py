@@ -10,13 +10,22 @@ from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
 from inflight.frontends.door import FirstModelDoor
-from inflight.frontends.llm import CLIENT_BATCH, PlainError, all_of, draw_seed, pick, warning_headers, with_seed
+from inflight.frontends.llm import (
+    CLIENT_BATCH,
+    PlainError,
+    all_of,
+    draw_seed,
+    pick,
+    respond_health,
+    warning_headers,
+    with_seed,
+)
 from inflight.frontends.openai import ChatBody, Tokenized, TokenizeFields, chat_prompt, tokenized
 from inflight.frontends.routes import Access, Call, Events, Plain, Route, generation
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
 from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, refusal, timing_headers
-from inflight.wire import EventStream, Opened, Refusal, Send, respond, respond_json
+from inflight.wire import EventStream, Opened, Refusal, Send, respond_json
 
 
 class TokenizeBody(TokenizeFields, kw_only=True):
@@ -103,10 +112,7 @@ class TgiRest(FirstModelDoor):
         await respond_json(call.send, _info(self._generator))
 
     async def _health(self, call: Call) -> None:
-        if self._backend.ready:
-            await respond(call.send, b"", content_type=(b"content-type", b"text/plain; charset=utf-8"))
-        else:
-            await respond_json(call.send, {"error": "unhealthy", "error_type": "healthcheck"}, status=503)
+        await respond_health(call.send, self._backend.ready, "healthcheck")
 
     routes: ClassVar[Sequence[Route]] = (
         generation(
