@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inflight.checkpoint.gguf.file import whole_number
+from inflight.checkpoint.gguf.file import number, whole_number
 from inflight.checkpoint.gguf.parts import GgufParts
 from inflight.errors import StartError
 
@@ -32,7 +32,7 @@ def _sizes(file: GgufParts, config: Json) -> Json:
     rope = dict(config["rope_parameters"])
     rope.pop("partial_rotary_factor", None)  # of the cache's heads
     if rope["rope_type"] == "yarn":  # a tenth of what Hugging Face's configs have
-        weight = 10 * _number(metadata.get(f"{name}.rope.scaling.yarn_log_multiplier"), 0.0)
+        weight = 10 * number(metadata, f"{name}.rope.scaling.yarn_log_multiplier")
         rope.update({"mscale": weight, "mscale_all_dim": weight} if weight else {})
     return {
         "q_lora_rank": whole_number(metadata, rank) if metadata.get(rank) else None,
@@ -46,10 +46,6 @@ def _sizes(file: GgufParts, config: Json) -> Json:
         "attention_bias": "blk.0.attn_kv_a_mqa.bias" in file.tensors,
         "standard_names": True,
     }
-
-
-def _number(value: object, default: float) -> float:
-    return float(value) if isinstance(value, (int, float)) and value else default
 
 
 def deepseek2(file: GgufParts, config: Json) -> None:
@@ -81,7 +77,7 @@ def deepseek2(file: GgufParts, config: Json) -> None:
         moe_intermediate_size=size("expert_feed_forward_length", config["intermediate_size"]),
         n_shared_experts=size("expert_shared_count", 0),
         first_k_dense_replace=dense,
-        routed_scaling_factor=_number(metadata.get("deepseek2.expert_weights_scale"), 1.0),
+        routed_scaling_factor=number(metadata, "deepseek2.expert_weights_scale") or 1.0,
         norm_topk_prob=bool(metadata.get("deepseek2.expert_weights_norm", False)),
     )
 
