@@ -24,8 +24,10 @@ from inflight.models import load_model
 from inflight.models.config import decoder_config
 from inflight.models.load import choose
 from inflight.models.native import NativeDecoder
+from tests.engine_checks import check_cuts, check_parity
+from tests.engine_checks import tokens as random_tokens
 from tests.gguf_files import float32, matrices, write_gguf
-from tests.lm import SIZE, Driver, make_runner, on_sets, run, save_tiny
+from tests.lm import SIZE, Driver, make_runner, on_sets, reference, run, save_tiny
 from tests.recurrent import forward
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -121,6 +123,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: save(name, base / name.replace(", ", "-")) for name in FAMILIES}
 
 
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return random_tokens(count, seed, vocabulary=96)
+
+
 def load(path: Path, blocks: int = 64, block_size: int = 16, **changes: Any) -> NativeDecoder:
     settings = ModelConfig(path, device_type="cpu", **{"threads": 2, "dtype": "float32", **changes})
     model = load_model(settings, Alone(), open_device("cpu", 0))
@@ -129,22 +135,9 @@ def load(path: Path, blocks: int = 64, block_size: int = 16, **changes: Any) -> 
     return model
 
 
-def tokens(count: int, seed: int = 0) -> list[int]:
-    return [int(token) for token in np.random.default_rng(seed).integers(3, 96, count)]
-
-
 @pytest.mark.parametrize("name", FAMILIES)
 def test_transformers_parity(folders: dict[str, Path], name: str, caplog: pytest.LogCaptureFixture) -> None:
-    import transformers
-
-    reference = transformers.AutoModelForCausalLM.from_pretrained(folders[name], dtype=torch.float32).eval()
-    prompt = tokens(150)
-    with torch.inference_mode():
-        wanted = reference(torch.tensor([prompt])).logits[0].numpy()
-    model = load(folders[name])
-    prefill = forward(model, prompt[:120], 0, 0)
-    decoded = [forward(model, [token], 120 + index, 0) for index, token in enumerate(prompt[120:])]
-    assert np.abs(np.concatenate([prefill, *decoded]) - wanted).max() < 1e-4 * np.abs(wanted).max()
+    check_parity(folders[name], reference(folders[name]), tokens(150), decoded=30)
     assert not [record for record in caplog.records if record.name == "inflight"]
 
 
@@ -203,13 +196,7 @@ def test_published_settings(name: str) -> None:
 @pytest.mark.parametrize("isa", on_sets())
 @pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"dtype": "float32"}, {"kv_cache_dtype": "int8"}])
 def test_any_cut_gives_the_same_bits(folders: dict[str, Path], changes: dict[str, Any], isa: str) -> None:
-    prompt, folder = tokens(90), folders["deepseek_v2"]
-    model = load(folder, cpu_isa=isa, **changes)
-    whole = forward(model, prompt, 0, 0)
-    for cut in (1, 7, 50):
-        parts = [forward(model, prompt[at : at + cut], at, 1) for at in range(0, len(prompt), cut)]
-        assert np.array_equal(np.concatenate(parts), whole), cut
-    assert np.array_equal(forward(load(folder, cpu_isa=isa, threads=1, **changes), prompt, 0, 3), whole)
+    check_cuts(folders["deepseek_v2"], tokens(90), cpu_isa=isa, **changes)
 
 
 @pytest.mark.parametrize("isa", on_sets())
