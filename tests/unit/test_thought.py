@@ -57,8 +57,11 @@ def run(llm: LLM, requests: Sequence[GenerationRequest], losses: int = 0) -> lis
 
 
 def free(llm: LLM, tokens: Sequence[int], seed: int, count: int, grammar: Grammar | None = None) -> list[int]:
-    request = GenerationRequest(list(tokens), sampling(seed), count, ignore_eos=True, grammar=grammar)
-    return ids(run(llm, [request])[0])
+    return ids(run(llm, [freely(tokens, seed, count, grammar)])[0])
+
+
+def freely(tokens: Sequence[int], seed: int, count: int, grammar: Grammar | None = None) -> GenerationRequest:
+    return GenerationRequest(list(tokens), sampling(seed), count, ignore_eos=True, grammar=grammar)
 
 
 def sampling(seed: int) -> Sampling:
@@ -73,11 +76,11 @@ def test_budgets_to_the_token_alone_in_a_crowd_and_after_losses(llm: LLM) -> Non
     tokenizer = llm.engine._tokenizer
     line = tokenizer.encode("\n", add_special_tokens=False)[0]
     forced = (0, line)
-    requests, wanted = [], []
-    for seed in range(12):
-        prompt = tokenizer.encode(f"Once upon a time number {seed}")
-        written = free(llm, prompt, seed, 48)
-        budget = (0, 1, 2, 3, 7, 15, 16, 17, 30, 40, 44, 47)[seed]
+    budgets = (0, 1, 2, 3, 7, 15, 16, 17, 30, 40, 44, 47)
+    prompts = [tokenizer.encode(f"Once upon a time number {seed}") for seed in range(len(budgets))]
+    free_ones = run(llm, [freely(prompt, seed, 48) for seed, prompt in enumerate(prompts)])
+    requests, heads, rests = [], [], []
+    for seed, (prompt, budget, written) in enumerate(zip(prompts, budgets, map(ids, free_ones))):
         opened = None
         thought, grammar = written[:budget], None
         if seed % 3 == 1:  # the model opens its thought
@@ -87,10 +90,11 @@ def test_budgets_to_the_token_alone_in_a_crowd_and_after_losses(llm: LLM) -> Non
             if 2 in thought:  # an end in the thought ends the thought only
                 thought = thought[: thought.index(2) + 1]
         head = [*thought, *forced][:48]
-        rest = free(llm, [*prompt, *head], seed, 48 - len(head), grammar) if len(head) < 48 else []
-        wanted.append([*head, *rest])
+        heads.append(head)
+        rests.append(freely([*prompt, *head], seed, max(1, 48 - len(head)), grammar))
         rule = Thought(opened, CLOSE, forced, budget)
         requests.append(GenerationRequest(prompt, sampling(seed), 48, ignore_eos=True, grammar=grammar, thought=rule))
+    wanted = [[*head, *ids(rest)][:48] for head, rest in zip(heads, run(llm, rests))]
     for request, tokens in zip(requests[:4], wanted):
         assert ids(run(llm, [request])[0]) == tokens
     assert [ids(one) for one in run(llm, requests)] == wanted
