@@ -1,10 +1,11 @@
 """Vectors of texts: the CPU engine beside ONNX Runtime and transformers on all-MiniLM-L6-v2, in one process.
 
-    python -m bench.embeddings FOLDER [--onnx FILE] [--threads 2] [--rounds 9]
+    python -m bench.embeddings FOLDER [--onnx FILE] [--threads 2] [--rounds 9] [--only NAME,...] [--seconds 0.15]
 
 Texts of mixed lengths, 1, 8 and 64 at once. The peers compute padded batches of texts sorted by their length, as
 sentence-transformers does, in the size of batch that is best for them. Tokens are made before; pooling and the division
-by the length count. The rounds of all contestants alternate; medians, texts a second.
+by the length count. The rounds of all contestants alternate; medians, and the best rounds in brackets, texts a second.
+sentence-transformers' modules are called on the same tokens where the package is installed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,6 @@ Run = Callable[[Texts], Any]
 CROWDS = (1, 8, 64)
 BATCHES = (1, 8, 32)
 LENGTHS = (6, 9, 12, 14, 18, 24, 31, 48, 77, 128)
-SECONDS = 0.15
-"""Least duration of a round."""
 
 
 def texts_of(count: int) -> list[Array]:
@@ -102,6 +102,20 @@ def of_torch(folder: Path, threads: int) -> Callable[[Array, Array], Array]:
     return compute
 
 
+def of_sentence_transformers(folder: Path) -> Callable[[Array, Array], Array]:
+    import sentence_transformers
+    import torch
+
+    model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+
+    def compute(ids: Array, mask: Array) -> Array:
+        with torch.inference_mode():
+            given = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+            return np.asarray(model(given)["sentence_embedding"].numpy(), np.float32)
+
+    return compute
+
+
 def export(folder: Path, file: Path) -> None:
     """The model in float32 as ONNX, by torch's exporter."""
     import torch
@@ -127,10 +141,10 @@ def export(folder: Path, file: Path) -> None:
     )  # fmt: skip
 
 
-def measure(run: Run, texts: Texts) -> float:
-    """Texts a second of one round."""
+def measure(run: Run, texts: Texts, seconds: float) -> float:
+    """Texts a second of one round, which takes at least `seconds`."""
     began, count = time.perf_counter(), 0
-    while time.perf_counter() - began < SECONDS:
+    while time.perf_counter() - began < seconds:
         run(texts)
         count += len(texts)
     return count / (time.perf_counter() - began)
@@ -142,6 +156,8 @@ def main() -> None:
     parser.add_argument("--onnx", type=Path, help="the model as ONNX; made there if it is missing")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="contestants whose names begin so")
+    parser.add_argument("--seconds", type=float, default=0.15, help="least duration of a round")
     given = parser.parse_args()
     runs = {
         "inflight float32": ours(given.folder, given.threads, dtype="float32"),
@@ -149,6 +165,8 @@ def main() -> None:
         "inflight int8": ours(given.folder, given.threads, quantize="int8"),
     }
     peers = {"transformers float32": of_torch(given.folder, given.threads)}
+    if find_spec("sentence_transformers"):
+        peers["sentence-transformers"] = of_sentence_transformers(given.folder)
     if given.onnx is not None:
         if not given.onnx.exists():
             export(given.folder, given.onnx)
@@ -158,14 +176,17 @@ def main() -> None:
         texts = texts_of(crowd)
         wanted = next(run for name, run in runs.items() if name.startswith("transformers"))(texts)
         able = {name: run for name, run in runs.items() if crowd > 1 or not name.endswith(("8 a batch", "32 a batch"))}
+        only = tuple(given.only.split(","))
+        able = {name: run for name, run in able.items() if name.startswith(only)}
         apart = {name: float(np.abs(run(texts) - wanted).max()) for name, run in able.items()}
         rates: dict[str, list[float]] = {name: [] for name in able}
         for _ in range(given.rounds):
             for name, run in able.items():
-                rates[name].append(measure(run, texts))
+                rates[name].append(measure(run, texts, given.seconds))
         print(f"{crowd} texts, {sum(map(len, texts))} tokens")
         for name, found in rates.items():
-            print(f"  {name:36} {statistics.median(found):9.0f} texts/s, differs by {apart[name]:.0e}")
+            rate = f"{statistics.median(found):9.0f} ({max(found):.0f}) texts/s"
+            print(f"  {name:36} {rate}, differs by {apart[name]:.0e}", flush=True)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,11 @@ class TowerProgram(Store):
         self._reach: dict[int, int] = {}  # number of a partition: rows of its longest part
         self._tables: dict[int, tuple[int, int, int]] = {}  # number: group of rows, parts, group that is read
 
+    @property
+    def splits(self) -> bool:
+        """Whether products with float32 weights are computed from bfloat16 parts."""
+        return bool(self._program.splits)
+
     def buffer(self, width: int, group: int = 0) -> int:
         """Floats [rows of the group, width] that live for one run."""
         self._widths.append(width)

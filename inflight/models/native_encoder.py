@@ -68,6 +68,7 @@ class NativeEncoder:
         vocab_size, positions: token ids are below the one, texts are at most as long as the other.
         weight_bytes: of the weights.
         words: name of the word embeddings' weight. eps: of the norms.
+        splits: its products are computed from bfloat16 parts of float32.
 
     Raises:
         NotNative: the engine does not compute this one.
@@ -108,6 +109,7 @@ class NativeEncoder:
         except ValueError as error:
             raise StartError(f"the setting cpu_isa: {error}") from error
         self._half = int8 or dtype != "float32"
+        self.splits = self._program.splits and not self._half
         self._tables = self._read_tables()
         self._turns = turns(form, config, self._dim)
         self._build()

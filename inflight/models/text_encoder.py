@@ -92,7 +92,7 @@ def load_encoder(settings: ModelConfig, device: Device, folder: ModelFolder | No
     if reason is None:
         try:
             encoder = EngineEncoder(settings, folder)
-            log.info("model '%s' (%s): on the CPU engine", folder.name, folder.config.get("model_type"))
+            log.info("model '%s' (%s): on the CPU engine%s", folder.name, folder.config.get("model_type"), encoder.form)
             return encoder
         except NotNative as error:
             reason = str(error)
@@ -123,6 +123,9 @@ def _reason(settings: ModelConfig, device: Device, folder: ModelFolder) -> str |
 class EngineEncoder(TextEncoder):
     """An encoder on the CPU engine.
 
+    Attributes:
+        form: what the log says of its arithmetic.
+
     Raises:
         NotNative: the engine does not have it.
         StartError: a weight is missing or of another shape.
@@ -151,6 +154,7 @@ class EngineEncoder(TextEncoder):
                     config, weights, encoder.words, (encoder.vocab_size, encoder.width), encoder.eps, self.dtype, int8,
                     settings.threads, settings.cpu_isa,
                 )  # fmt: skip
+        self.form = ", float32 from bfloat16 parts" if encoder.splits else ""
         self._poolings = sentences.poolings
         self.longest = min(encoder.positions, sentences.longest or encoder.positions)
         self.vocab_size, self.weight_bytes = encoder.vocab_size, encoder.weight_bytes

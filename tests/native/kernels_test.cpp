@@ -31,6 +31,7 @@ int main(int count, char** words) {
             tests.push_back({what + ("." + name), [=](Random& random) { run(*kernels, random); }});
         };
         of_set("products", products);
+        of_set("splits", splits);
         of_set("rows", rows);
         of_set("attention", attention);
         of_set("programs", programs);

@@ -20,7 +20,7 @@ struct Prepared {
 Prepared prepare(const Kernels& kernels, const Weights& w, const Rows& rows, const Norm& norm, int64_t tiles) {
     Prepared p;
     int64_t count = static_cast<int64_t>(rows.size());
-    p.data = Exact<char>(count * w.depth * input_bytes(w.format), 0x55);
+    p.data = Exact<char>(count * w.input_row(), 0x55);
     p.scales = Exact<float>(count * w.input_scales(), kUnset);
     p.sums = Exact<int32_t>(count * w.groups(), 0x55555555);
     p.in = {p.data.get(), p.scales.get(), p.sums.get(), count, tiles};
@@ -52,6 +52,15 @@ int64_t place_of(int64_t i, int64_t row, int64_t count, int64_t depth, int64_t t
     return (first * count + row * width + i - first) * bytes;
 }
 
+// An input of a split row, from its parts; tiles of rows of `inputs`.
+double split_input(const char* data, int64_t inputs, int64_t start, int64_t count, int64_t row, int64_t i) {
+    double sum = 0.0;
+    for (int64_t part = 0; part < 3; part++)
+        sum += read_bf16(data + start * split_row_bytes(inputs) + ((i / 32 * 3 + part) * count + row - start) * 64 +
+                         i % 32 * 2);
+    return sum;
+}
+
 // What a product reads of a row, [depth], and where its group sums are.
 struct ReadRow {
     std::vector<double> values, scales;
@@ -69,6 +78,10 @@ ReadRow read_row(const Kernels& kernels, const Weights& w, const Input& in, int6
     ReadRow out;
     out.block = w.depth / w.input_scales();
     for (int64_t i = 0; i < w.depth; i++) {
+        if (w.split) {
+            out.values.push_back(split_input(in.data, w.depth, start, count, row, i));
+            continue;
+        }
         const char* at = in.data + start * w.depth * bytes + place_of(i, row - start, count, w.depth, together, bytes);
         out.values.push_back(bytes == 4 ? read<float>(at) : bytes == 2 ? read_bf16(at) : read<int8_t>(at));
     }
@@ -155,6 +168,7 @@ Sum expected(const Weights& w, const Table& table, const ReadRow& row, int64_t o
             scale;
     }
     double steps = is_integer(w.format) ? (is_block(w.format) ? 4.0 : 2.0) * static_cast<double>(w.groups()) + 4.0
+                   : w.split            ? 6.0 * static_cast<double>((w.depth + 31) / 32) + 24.0
                                         : static_cast<double>(w.depth) + 4.0;
     Sum out{total, steps * kHalfUlp * size};
     if (w.bias) {
@@ -190,6 +204,38 @@ std::vector<int64_t> cuts(Random& random, int64_t n) {
     for (int i = 0; i < 3; i++) out.push_back(random.between(0, n));
     std::sort(out.begin(), out.end());
     return out;
+}
+
+// A result as the next product reads it: rounded, or taken apart, in the same tiles.
+void check_next(const Kernels& kernels, const Weights& w, const Input& in, Target target, const float* whole) {
+    const int64_t columns = w.gated ? w.n / 2 : w.n, count = in.rows;
+    Weights next = w;
+    if (!w.split) next.format = Format::kBf16;
+    if ((target.mode != Mode::kGate && target.mode != Mode::kActivate) || columns % (w.split ? 32 : 2) ||
+        is_block(w.format) || (kernels.lines && is_grouped(w.format)) ||
+        kernels.tile_rows(w) != kernels.tile_rows(next))
+        return;
+    Exact<char> read(count * (w.split ? split_row_bytes(columns) : columns * 2));
+    target.tiles = read.get();
+    kernels.product(w, in, 0, w.panels, 0, in.tiles, target);
+    for (int64_t tile = 0; tile < in.tiles; tile++) {
+        int64_t start = in.start(tile), height = in.start(tile + 1) - start;
+        for (int64_t row = 0; row < height; row++)
+            for (int64_t i = 0; i < columns; i++) {
+                const double of = whole[(start + row) * target.stride + i];
+                if (w.split) {
+                    double got = split_input(read.get(), columns, start, height, start + row, i);
+                    CHECK(std::fabs(got - of) <= 0x1p-133 || got == of || (std::isnan(got) && std::isnan(of)),
+                          "column ", i, " of row ", start + row, " for the next product");
+                    continue;
+                }
+                int64_t at = place_of(i, row, height, columns, inputs_together(kernels, Format::kBf16), 2);
+                double got = read_bf16(read.get() + start * columns * 2 + at), want = as_bf16(static_cast<float>(of));
+                double slack = std::fabs(want) < 0x1p-126 ? 0x1p-126 : 0.0;  // below the normal numbers
+                CHECK(std::fabs(got - want) <= slack || got == want || (std::isnan(got) && std::isnan(want)), "column ",
+                      i, " of row ", start + row, " for the next product");
+            }
+    }
 }
 
 void check_product(const Kernels& kernels, Random& random, const Packed& p, const Rows& rows, const Norm& norm,
@@ -232,28 +278,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
         kernels.product(w, prepared.in, panel_cuts[i], panel_cuts[i + 1], tile_cuts[j], tile_cuts[j + 1], target);
     CHECK(same_bits(whole.get(), pieces.get(), size), "pieces of a product differ from the whole");
 
-    // As the next product reads it: rounded, in the same tiles.
-    Weights next = w;
-    next.format = Format::kBf16;
-    if ((target.mode == Mode::kGate || target.mode == Mode::kActivate) && columns % 2 == 0 && !is_block(w.format) &&
-        !(kernels.lines && is_grouped(w.format)) && kernels.tile_rows(w) == kernels.tile_rows(next)) {
-        Exact<char> read(count * columns * 2);
-        target.tiles = read.get();
-        kernels.product(w, prepared.in, 0, w.panels, 0, tiles, target);
-        target.tiles = nullptr;
-        for (int64_t tile = 0; tile < tiles; tile++) {
-            int64_t start = prepared.in.start(tile), height = prepared.in.start(tile + 1) - start;
-            for (int64_t row = 0; row < height; row++)
-                for (int64_t i = 0; i < columns; i++) {
-                    int64_t at = place_of(i, row, height, columns, inputs_together(kernels, Format::kBf16), 2);
-                    double got = read_bf16(read.get() + start * columns * 2 + at);
-                    double want = as_bf16(whole[(start + row) * target.stride + i]);
-                    double slack = std::fabs(want) < 0x1p-126 ? 0x1p-126 : 0.0;  // below the normal numbers
-                    CHECK(std::fabs(got - want) <= slack || got == want || (std::isnan(got) && std::isnan(want)),
-                          "column ", i, " of row ", start + row, " for the next product");
-                }
-        }
-    }
+    check_next(kernels, w, prepared.in, target, whole.get());
 
     // Alone, a row gives the same bits.
     for (int i = 0; i < 3; i++) {
@@ -269,7 +294,7 @@ void check_product(const Kernels& kernels, Random& random, const Packed& p, cons
 }
 
 void one_product(const Kernels& kernels, Random& random, Format format, bool offsets, bool gated,
-                 bool from_floats = false) {
+                 bool from_floats = false, bool split = false) {
     Shape shape{format,
                 offsets,
                 gated,
@@ -286,6 +311,7 @@ void one_product(const Kernels& kernels, Random& random, Format format, bool off
     Packed p =
         blocks ? pack_random_blocks(random, format, gated, shape.n, shape.k) : pack(random, shape, random.maybe());
     if (blocks && random.maybe()) add_bias(random, p);
+    p.w.split = split;
     Rows rows;
     for (int64_t count = random.between(1, 40); count > 0; count--)
         rows.push_back(random.values(shape.k, random.pick({1.0f, 1.0f, 0.01f, 100.0f, 0.0f})));
@@ -331,6 +357,7 @@ void products(const Kernels& kernels, Random& random) {
         for (bool gated : {false, true}) {
             for (Format format : {Format::kFloat, Format::kBf16, Format::kInt8, Format::kGroup8, Format::kGroup4})
                 one_product(kernels, random, format, false, gated);
+            if (kernels.splits) one_product(kernels, random, Format::kFloat, false, gated, false, true);
             for (Format format : {Format::kGroup8, Format::kGroup4}) one_product(kernels, random, format, true, gated);
             for (Format format : kBlockTypes) one_product(kernels, random, format, false, gated);
             for (Format format : {Format::kQ8_0, Format::kQ4_0})

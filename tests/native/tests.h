@@ -7,6 +7,7 @@ namespace inflight::testing {
 
 // Of one instruction set.
 void products(const Kernels& kernels, Random& random);
+void splits(const Kernels& kernels, Random& random);
 void rows(const Kernels& kernels, Random& random);
 void attention(const Kernels& kernels, Random& random);
 void programs(const Kernels& kernels, Random& random);

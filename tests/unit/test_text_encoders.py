@@ -150,6 +150,23 @@ def test_every_instruction_set_adds_distances(tmp_path: Path, isa: str) -> None:
         assert max(float(np.abs(a - b).max()) for a, b in zip(found, wanted)) < 2e-4
 
 
+@pytest.mark.skipif("amx" not in instruction_sets(), reason="the processor has no AMX")
+@pytest.mark.parametrize("inner", [96, 88])  # products write the next one's parts, and they do not
+def test_float32_from_parts_is_as_exact_as_floats(inner: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = [Text(text, wanted="tokens") for text in _texts()]
+    model = _save(tmp_path, "Bert", "Model", intermediate_size=inner).double()
+    with torch.inference_mode():
+        wanted = [model(torch.tensor(text.tokens)[None]).last_hidden_state[0].numpy() for text in texts]
+
+    def error(isa: str) -> float:
+        found = _load(tmp_path, cpu_isa=isa).encode(texts)
+        return float(np.sqrt(np.mean([np.mean((a - b) ** 2) for a, b in zip(found, wanted)])))
+
+    with caplog.at_level("INFO", "inflight"):
+        assert error("amx") < 1.3 * error("avx512_bf16") < 1e-6
+    assert [message.endswith("from bfloat16 parts") for message in caplog.messages] == [True, False]
+
+
 ELSEWHERE: dict[str, dict[str, Any]] = {
     "Electra": {"embedding_size": 48},
     "ModernBert": {"classifier_activation": "tanh"},

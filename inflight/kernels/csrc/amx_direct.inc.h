@@ -16,14 +16,19 @@ constexpr int64_t kSumBytes = kPanel * 4;
 // Rows that are summed and not yet written to the target. They are written while the tiles of the next rows are summed,
 // which uses other units of the processor.
 struct Finishing {
-    const char* sums = nullptr;
+    char* sums = nullptr;
     int64_t panel = 0, row = 0, end = 0;
     int64_t start = 0, border = 0;  // where the two tiles begin
 };
 
-// 16 columns of a row as the next product reads them, see `prepare_direct`.
+// 16 columns of a row as the next product reads them, see `prepare_direct` and `prepare_split`.
+template <Format T>
 INLINE void put_row(F values, const Finishing& f, int64_t column, int64_t columns, char* tiles) {
     int64_t start = f.row < f.border ? f.start : f.border, count = (f.row < f.border ? f.border : f.end) - start;
+    if (T == Format::kFloat) {
+        char* block = tiles + start * split_row_bytes(columns) + column / kSplitInputs * count * kSplitRow;
+        return put_parts(values, block + ((f.row - start) * kSplitInputs + column % kSplitInputs) * 2, count);
+    }
     int64_t block = column / 32 * 32, width = columns - block < 32 ? columns - block : 32;
     char* at = tiles + (start * columns + block * count + (f.row - start) * width + column - block) * 2;
     alignas(64) uint16_t bits[kLanes];
@@ -43,7 +48,7 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
         for (int j = 0; j < 2; j++) scales[j] = load(w.scales + f.panel * kPanel + j * kLanes);
     auto value = [&](int j) {
         const char* at = f.sums + j * 64;
-        if (T == Format::kBf16) return biased(load(reinterpret_cast<const float*>(at)), j);
+        if (T != Format::kInt8) return biased(load(reinterpret_cast<const float*>(at)), j);
         I sum = add(_mm512_load_si512(at), whole(in.sums[f.row]));
         return biased(mul(to_float(sum), mul(splat(in.scales[f.row]), scales[j])), j);
     };
@@ -56,7 +61,7 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
         if (t.mode == Mode::kGate) {
             F result = gated(t.act, value(0), value(1));
             if (t.tiles)
-                put_row(result, f, f.panel * kLanes, w.n / 2, t.tiles);
+                put_row<T>(result, f, f.panel * kLanes, w.n / 2, t.tiles);
             else
                 _mm512_mask_storeu_ps(out, first, result);
             continue;
@@ -65,8 +70,8 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
         if (t.mode == Mode::kActivate) {
             for (F& each : y) each = activated(t.act, each);
             if (t.tiles) {
-                put_row(y[0], f, f.panel * kPanel, w.n, t.tiles);
-                if (left > kLanes) put_row(y[1], f, f.panel * kPanel + kLanes, w.n, t.tiles);
+                put_row<T>(y[0], f, f.panel * kPanel, w.n, t.tiles);
+                if (left > kLanes) put_row<T>(y[1], f, f.panel * kPanel + kLanes, w.n, t.tiles);
                 continue;
             }
         }

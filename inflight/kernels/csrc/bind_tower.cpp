@@ -74,6 +74,7 @@ void bind_tower(nb::module_& m) {
         .def("add_buffer", &Tower::add_buffer)
         .def("add", &Tower::add)
         .def("add_output", &Tower::add_output)
+        .def_prop_ro("splits", &Tower::splits)
         .def("measure", &Tower::measure)
         .def("seconds", &Tower::seconds)
         .def("run", &run);

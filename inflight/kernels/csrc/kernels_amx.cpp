@@ -1,5 +1,6 @@
 // The kernels for one instruction set; CMakeLists.txt has its flags. Only products with bfloat16, with integers of one
-// scale an output and with block types differ from avx512_bf16: everything else is taken from there.
+// scale an output, with floats' parts and with block types differ from avx512_bf16: everything else is taken from
+// there.
 #define INFLIGHT_NAME "amx"
 #define INFLIGHT_VNNI 1
 #define INFLIGHT_BF16 1
@@ -18,7 +19,9 @@
 #include "norm.inc.h"
 #include "product.inc.h"
 #include "blocks.inc.h"
+#include "amx_parts.inc.h"
 #include "amx_direct.inc.h"
+#include "amx_split.inc.h"
 #include "amx_grouped.inc.h"
 #include "cache.inc.h"
 #include "amx_attention.inc.h"
@@ -31,6 +34,7 @@ const Kernels& others() { return *kernels_avx512_bf16(); }
 
 void prepare(const Weights& w, const float* const* rows, Norm norm, const Input& in, int64_t tile) {
     if (is_block(w.format)) return prepare_blocks(w, rows, norm, in, tile);
+    if (w.split) return prepare_split(w, rows, norm, in, tile);
     if (w.format == Format::kBf16) return prepare_direct<Format::kBf16>(w, rows, norm, in, tile);
     if (w.format == Format::kInt8) return prepare_direct<Format::kInt8>(w, rows, norm, in, tile);
     if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kFewAmxRows)
@@ -56,6 +60,7 @@ void product_groups(const Weights& w, const Input& in, int64_t first, int64_t la
 void product(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile, int64_t last_tile,
              Target target) {
     if (is_block(w.format)) return product_blocks(w, in, first, last, first_tile, last_tile, target);
+    if (w.split) return product_split(w, in, first, last, first_tile, last_tile, target);
     if (w.format == Format::kBf16)
         return product_direct<Format::kBf16>(w, in, first, last, first_tile, last_tile, target);
     if (w.format == Format::kInt8)
@@ -71,7 +76,7 @@ void unpack(const Weights& w, int64_t row, float scale, float* out) {
 
 int64_t rows_of_tile(const Weights& w) {
     if (is_block(w.format)) return most_rows(block_form(w.format));
-    bool tiles = w.format == Format::kBf16 || w.format == Format::kInt8 || tiled_groups(w);
+    bool tiles = w.format == Format::kBf16 || w.format == Format::kInt8 || tiled_groups(w) || w.split;
     return tiles ? kBlockRows : others().tile_rows(w);
 }
 
@@ -86,6 +91,7 @@ Kernels table() {
     out.tile_rows = rows_of_tile;
     out.query_rows = 16;
     out.lines = true;
+    out.splits = true;
     out.prepare = prepare;
     out.product = product;
     out.unpack = unpack;

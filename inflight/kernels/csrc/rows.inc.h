@@ -152,9 +152,11 @@ float rounded_to_int8(const float* x, int64_t n, int8_t* out) {
 
 void store_kv(const Attention& a, const float* key, const float* value, int64_t kv_head, int64_t slot) {
     if (a.type == KvType::kFloat) {
-        alignas(64) float k[kMostDepth] = {}, v[kMostDepth] = {};
-        std::memcpy(k, key, static_cast<size_t>(a.dim) * 4);
-        if (!a.latent) std::memcpy(v, value, static_cast<size_t>(a.dim) * 4);
+        alignas(64) float k[kMostDepth], v[kMostDepth];
+        for (int64_t d = 0; d < a.depth; d += kLanes) {
+            store(k + d, load_part(key + d, a.dim - d));
+            store(v + d, a.latent ? zero() : load_part(value + d, a.dim - d));
+        }
         put<float>(a, k, v, kv_head, slot);
     } else if (a.type == KvType::kBf16) {
         alignas(64) uint16_t k[kMostDepth], v[kMostDepth];

@@ -7,6 +7,7 @@ namespace inflight {
 Store::Store(int threads, const std::string& isa) : pool_(Pool::shared(std::max(1, threads))), kernels_(choose(isa)) {}
 
 int Store::add_weights(Weights w, const float* bias) {
+    w.split = splits_ && kernels_->splits && w.format == Format::kFloat;
     bytes_ += w.panels * w.panel_bytes + (w.scales ? w.panels * kPanel * 4 : 0);
     if (bias) {
         float* lanes = reinterpret_cast<float*>(arena_.take(w.panels * kPanel * 4));

@@ -36,6 +36,7 @@ class Store {
     std::vector<Weights> weights_;
     std::vector<std::vector<float>> norms_;
     int64_t bytes_ = 0;
+    bool splits_ = false;  // float32 products are computed from parts where the instruction set can
 };
 
 // The instruction set with this name; "": the best that this machine has. Throws std::invalid_argument.

@@ -19,6 +19,7 @@ double processor_seconds() {
 }  // namespace
 
 Tower::Tower(int threads, const std::string& isa, bool half) : Store(threads, isa), half_(half) {
+    splits_ = true;
     for (int thread = 0; thread < pool_->size(); thread++) crew_.push_back(std::make_unique<Thread>(*this, thread));
 }
 
@@ -84,7 +85,8 @@ bool Tower::tiled(size_t operation) const {
     if (reader.code != TowerCode::kProduct || reader.from != op.to || reader.norm.weight >= 0) return false;
     if (reader.products.size() > 1 || reader.sliced || reader.to == op.to) return false;
     const Weights &w = weights(op.products[0]), &next = weights(reader.products[0]);
-    if (next.format != Format::kBf16 || next.k != next.depth) return false;
+    if (next.split != w.split || (!w.split && next.format != Format::kBf16)) return false;
+    if (next.k % (next.split ? 32 : step_of(next.format))) return false;  // nothing fills up the last block
     if (is_block(w.format) || kernels_->tile_rows(w) != kernels_->tile_rows(next)) return false;
     if (kernels_->lines && is_grouped(w.format)) return false;
     if (std::find(outputs_.begin(), outputs_.end(), op.to) != outputs_.end()) return false;

@@ -71,6 +71,9 @@ class Tower : public Store {
     // Carries out the list. Python has checked the sizes.
     void run(const TowerRun& run);
 
+    // Whether its float32 products are computed from bfloat16 parts.
+    bool splits() const { return splits_ && kernels_->splits; }
+
     // From now on runs take the time of each operation.
     void measure() { seconds_.assign(operations_.size(), 0.0); }
     // Processor seconds of the calling thread in each operation of the last run.

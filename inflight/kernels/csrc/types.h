@@ -47,6 +47,9 @@ constexpr int64_t step_of(Format format) { return format == Format::kFloat ? 1 :
 // Bytes of one activation as the products read it.
 constexpr int64_t input_bytes(Format format) { return format == Format::kFloat ? 4 : format == Format::kBf16 ? 2 : 1; }
 
+// Bytes of one row of inputs as three bfloat16 each, which sum up to the float: blocks of 32 inputs.
+constexpr int64_t split_row_bytes(int64_t inputs) { return (inputs + 31) / 32 * 32 * 6; }
+
 // A packed weight [n, k]: panels of 32 outputs, each the whole reduction in its order.
 struct Weights {
     Format format;
@@ -61,10 +64,11 @@ struct Weights {
     const char* data;     // aligned to 64
     const float* scales;  // kInt8: [panels * 32]
     const float* bias;    // [panels * 32] or null
+    bool split;           // kFloat: products sum those of bfloat16 parts (amx_split.inc.h); sets with `splits`
 
     int64_t groups() const { return depth / group; }
     // Bytes of one row of activations as the products read it.
-    int64_t input_row() const { return depth * input_bytes(format); }
+    int64_t input_row() const { return split ? split_row_bytes(depth) : depth * input_bytes(format); }
     // Scales of one row of activations.
     int64_t input_scales() const { return is_block(format) ? depth / kInputBlock : 1; }
     // The output in lane `lane` of panel `panel`; a number >= n means that the lane is padding.
@@ -87,7 +91,8 @@ inline bool same_input(const Weights& a, const Weights& b) {
 // side by side: [steps / n][row][n steps]; the last group may be shorter. Integer formats have a scale for each row
 // and, for each group of inputs, the sum of the group's integers. The sum is stored as it is for weights with offsets,
 // and times minus the zero point for symmetric weights. Block types have tiles of [block of 32 inputs][row][32] with a
-// scale for each block of a row. If the type has offsets, `sums` holds floats: minus the sum of the group's inputs.
+// scale for each block of a row. If the type has offsets, `sums` holds floats: minus the sum of the group's inputs. For
+// split weights a tile is [block of 32 inputs][part][row][32 bfloat16].
 struct Input {
     char* data;
     float* scales;  // [rows]; block types, by tile: [block][row of the tile]
@@ -116,7 +121,7 @@ struct Target {
     Mode mode;
     Activation act;
     float scale;
-    char* tiles;  // kGate, kActivate, no block type: bfloat16, in the tiles the next product reads; null: to `out`
+    char* tiles;  // kGate, kActivate, no block type: in the tiles the next product reads; null: to `out`
 };
 
 struct Norm {
@@ -277,6 +282,7 @@ struct Kernels {
     int64_t (*tile_rows)(const Weights&);  // most rows of a tile of its products' input
     int64_t query_rows;                    // queries that attention computes together
     bool lines;                            // kBf16, kInt8: an Input has 64 bytes of a row side by side
+    bool splits;                           // computes with `Weights::split`
 
     // Writes a tile of a product's input: the norms of its rows, rounded to the weight's format.
     void (*prepare)(const Weights&, const float* const* rows, Norm, const Input&, int64_t tile);

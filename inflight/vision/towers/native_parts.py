@@ -90,7 +90,9 @@ class Parts:
             self.program = TowerProgram(settings.threads, half=half, isa=settings.isa)
         except ValueError as error:
             raise StartError(f"the setting cpu_isa: {error}") from error
-        self.identity = f"native {__version__} {self.program.isa} {'int8' if settings.int8 else settings.dtype}"
+        kind = "int8" if settings.int8 else settings.dtype
+        parts = " from bfloat16 parts" if self.program.splits and not half else ""
+        self.identity = f"native {__version__} {self.program.isa} {kind}{parts}"
 
     def prefix(self, ending: str) -> str:
         """What stands in front of `ending` in the name of the one weight that ends so.
