@@ -16,7 +16,7 @@ from inflight.config import ModelConfig
 from inflight.contract import Array
 from inflight.device import open_device
 from inflight.errors import StartError
-from inflight.kernels import native_reason
+from inflight.kernels import instruction_sets, native_reason
 from inflight.llm import LLM
 from inflight.models import Text, TextEncoder, load_encoder
 from inflight.models.encoder_positions import deberta_places, mpnet_bias
