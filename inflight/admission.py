@@ -16,8 +16,9 @@ all of its time, and the engine, which steps on the same loop, stands still. So 
   a good one. Finding out has a budget too: once that is spent, clients whose last request was let in and then refused
   are refused at the door while there is work.
 - Bytes are shared like turns. A large body costs the loop as much as many small requests, to receive and to parse.
-  While small ones come too, large ones get `BULK_SHARE` of the loop's time; those beyond it are refused from their
-  heads, and keep their claims to a turn among each other.
+  While small ones come too and places are scarce, large ones get `BULK_SHARE` of the loop's time; those beyond it are
+  refused from their heads, and keep their claims to a turn among each other. While places are not scarce their limit is
+  `EASY_SHARE`, which only a crowd of them reaches.
 - No client waits while the model is idle: a mistaken request can be sent again right away.
 
 Lives on one event loop and knows no protocols: the engine counts, the doors wait.
@@ -43,13 +44,15 @@ COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.5e
 """Seconds that a refusal takes over HTTP/1.1, and over gRPC, a new connection, and a byte of a refused body that is
 read and dropped (the system's share included: with the reader's own 0.15 ns a crowd of uploads took the whole core)."""
 BULK_SHARE = 0.08
-"""Share of the event loop's time for large bodies that are let in while small requests come."""
+"""Share of the event loop's time for large bodies that are let in while small requests come and places are scarce."""
+EASY_SHARE = 0.4
+"""The same while places are not scarce; also the seconds that they may save up then: 160 MB at once, and 160 MB/s."""
 COST_OF_BULK = 2.5e-9
 """Seconds that a byte of a large body takes from the socket to the parsed request (`python -m bench.overload --only
 uploads`)."""
 LATELY = 10.0
-"""Seconds after a small request in which large ones have only their share: longer than a generation takes, since all
-that run in a batch may end, and come again, together."""
+"""Seconds after a small request, and after half of the places were taken, in which large ones have only their share:
+longer than a generation takes, since all that run in a batch may end, and come again, together."""
 COST_OF_MISTAKE = 300e-6
 """Seconds for a request that is let in and then refused, besides the time that the engine reports (`wasted`)."""
 BURST, DEBT, WASTE = 0.02, 0.05, 2.0
@@ -233,8 +236,8 @@ class Admission:
         self.waiting = 0
         self._on_refused = on_refused
         self._by_first_refusal, self._bulky, self._by_due = _Heap(), _Heap(), _Heap()
-        self._bulk = BURST
-        self._small: float | None = None  # time of the last small request
+        self._bulk = EASY_SHARE
+        self._small = self._scarce = -LATELY  # times of the last small request, and when half of the places were taken
         self._offered = 0  # places offered to callers that have not used them yet
         self._budget = self._waste = BURST
         self._looked = 0.0
@@ -289,8 +292,9 @@ class Admission:
     def sees(self, caller: Caller, large: bool) -> None:
         """Notes that a request of the caller has come, with a large body or a small one."""
         caller.bulky = large
+        now = self._refill()
         if not large:
-            self._small = self._loop().time()
+            self._small = now
 
     def gorged(self, caller: Caller | None = None) -> bool:
         """Whether large bodies have to wait, because small requests come and their kind has had its share.
@@ -298,13 +302,14 @@ class Admission:
         Args:
             caller: one with a large body, who also waits for those of its kind that have waited for longer.
         """
-        if not self.used or self._small is None or self._refill() - self._small >= LATELY:
+        if not self.used or self._refill() - self._small >= LATELY:
             return False
         return self._bulk <= 0 or (caller is not None and not caller.offered and self._bulky.first() is not None)
 
     def swallows(self, size: int) -> None:
         """Charges a large body of `size` bytes that is let in."""
-        self._bulk -= size * COST_OF_BULK
+        if self._refill() - self._small < LATELY:
+            self._bulk -= size * COST_OF_BULK
 
     def turned_away(self) -> None:
         """Counts a request that a door refused without asking the engine."""
@@ -466,6 +471,9 @@ class Admission:
         now = self._loop().time()
         earned = (now - self._looked) * SHARE
         self._budget, self._waste = min(self._budget + earned, BURST), min(self._waste + earned, BURST)
-        self._bulk = min(self._bulk + (now - self._looked) * BULK_SHARE, BURST)
+        if 2 * (self.used + self.arriving) >= self.limit:
+            self._scarce = now
+        share, most = (BULK_SHARE, BURST) if now - self._scarce < LATELY else (EASY_SHARE, EASY_SHARE)
+        self._bulk = min(self._bulk + (now - self._looked) * share, most)
         self._looked = now
         return now

@@ -15,6 +15,7 @@ from inflight.admission import (
     BULK_SHARE,
     BURST,
     COST_OF_BULK,
+    EASY_SHARE,
     FIRST_PAUSE,
     LONGEST_PAUSE,
     SHARE,
@@ -132,7 +133,7 @@ LARGE = 2_000_000
 @pytest.mark.parametrize("small_too", [True, False])
 def test_large_bodies_have_their_share_of_the_loop_while_small_requests_come(clock: Clock, small_too: bool) -> None:
     """Large ones would fill every place that is left; without small ones they do."""
-    admission = full(clock, 8)
+    admission = full(clock, 16)
     let_in: list[Caller] = []
 
     def comes(caller: Caller) -> None:
@@ -152,7 +153,7 @@ def test_large_bodies_have_their_share_of_the_loop_while_small_requests_come(clo
     for _ in range(seconds * 10):
         if small_too:
             admission.sees(client(), large=False)
-        while admission.used > 1:  # every generation but one ends
+        while admission.used > 8:  # half of the generations end
             admission.leave()
         clock.run(0.1)
         for caller in callers:
@@ -166,6 +167,47 @@ def test_large_bodies_have_their_share_of_the_loop_while_small_requests_come(clo
         assert max(counts) - min(counts) <= 2, "they take turns among each other"
     else:
         assert len(let_in) > 4 * share
+
+
+def test_large_bodies_beside_small_requests_never_wait_while_places_are_free(clock: Clock) -> None:
+    """Ten pictures of 5 MB at once, and then ten of 1 to 5 MB each second, beside chats on not half of the places."""
+    admission = Admission(128, loop=lambda: clock)  # type: ignore[arg-type, return-value]
+    for _ in range(40):
+        admission.enter()
+    sizes = itertools.cycle([1_000_000, 2_000_000, 5_000_000])
+    for tenth in range(300):
+        admission.sees(client(), large=False)
+        assert not admission.crowded
+        for _ in range(10 if tenth == 100 else 1):
+            caller = client()
+            admission.sees(caller, large=True)
+            assert not admission.gorged(caller)
+            admission.swallows(5_000_000 if tenth == 100 else next(sizes))
+            admission.enter()
+            admission.leave()
+        clock.run(0.1)
+
+
+def test_a_crowd_of_large_bodies_leaves_the_loop_to_small_requests(clock: Clock) -> None:
+    """Also while places are free; and as soon as half of them are taken, large ones get less."""
+    admission = Admission(128, loop=lambda: clock)  # type: ignore[arg-type, return-value]
+    admission.enter()
+
+    def let_in(seconds: int) -> float:
+        """Seconds of the loop that large bodies took of each second."""
+        taken = 0
+        for _ in range(seconds * 1000):
+            admission.sees(client(), large=False)
+            if not admission.gorged():
+                admission.swallows(LARGE)
+                taken += 1
+            clock.run(0.001)
+        return taken * LARGE * COST_OF_BULK / seconds
+
+    assert EASY_SHARE < let_in(20) < 1.2 * EASY_SHARE
+    for _ in range(63):
+        admission.enter()
+    assert 0.9 * BULK_SHARE < let_in(20) < 1.2 * BULK_SHARE
 
 
 def test_a_place_is_kept_for_a_request_until_it_takes_it(clock: Clock) -> None:
