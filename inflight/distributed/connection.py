@@ -116,14 +116,10 @@ class Connection:
         view = memoryview(buffer)
         while view:
             try:
-                if deadline is not None and not (isinstance(self._sock, SecureSocket) and self._sock.pending()):
-                    left = max(0.0, deadline - time.monotonic())
-                    poll = select.poll()
-                    poll.register(self._sock, select.POLLIN)
-                    if not poll.poll(left * 1000):
-                        raise TimeoutError(f"{self.peer} did not answer in time")
-                count = self._sock.recv_into(view)
+                count = self._receive_into(view, deadline)
             except TimeoutError:
+                if deadline is None or time.monotonic() < deadline:
+                    return None  # the system's: the other machine is gone
                 raise
             except (OSError, ValueError):  # ValueError: closed by another thread
                 return None
@@ -132,6 +128,21 @@ class Connection:
             view = view[count:]
             self.heard = time.monotonic()
         return buffer
+
+    def _receive_into(self, view: memoryview, deadline: float | None) -> int:
+        """The number of bytes that came, 0 at the end. Raises TimeoutError: none came in time."""
+        late = TimeoutError(f"{self.peer} did not answer in time")
+        if isinstance(self._sock, SecureSocket):
+            try:
+                return self._sock.recv_into(view, deadline)
+            except TimeoutError:
+                raise late from None
+        if deadline is not None:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLIN)
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise late
+        return self._sock.recv_into(view)
 
     def close(self) -> None:
         """Closes it, from any thread; `receive` then returns None."""

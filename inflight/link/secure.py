@@ -12,6 +12,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -126,15 +127,16 @@ class SecureSocket:
             except ssl.SSLWantWriteError:
                 self._wait(select.POLLOUT)
 
-    def recv_into(self, buffer: memoryview) -> int:
+    def recv_into(self, buffer: memoryview, deadline: float | None = None) -> int:
+        """Args: deadline: by `time.monotonic`; TimeoutError behind it. A part of a record is nothing yet."""
         while True:
             try:
                 with self._lock:
                     return self._sock.recv_into(buffer)
             except ssl.SSLWantReadError:
-                self._wait(select.POLLIN)
+                self._wait(select.POLLIN, _left(deadline))
             except ssl.SSLWantWriteError:
-                self._wait(select.POLLOUT)
+                self._wait(select.POLLOUT, _left(deadline))
 
     def getpeername(self) -> Any:
         return self._sock.getpeername()
@@ -161,4 +163,10 @@ class SecureSocket:
         poll = select.poll()
         poll.register(self._sock, event)
         if not poll.poll(None if seconds is None else seconds * 1000):
-            raise TimeoutError("the other end takes nothing")
+            raise TimeoutError(
+                "the other end takes nothing" if event == select.POLLOUT else "the other end says nothing"
+            )
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())

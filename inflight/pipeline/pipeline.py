@@ -277,10 +277,13 @@ class Pipeline:
         # Other stages run meanwhile, and may fill the same buffer.
         rows = [[value.copy() if isinstance(value, np.ndarray) else value for value in row] for row in rows]
         outcomes: dict[int, Outcome] = {}
+        one = threading.Lock()  # threads of a model may end parts of the call at the same time
 
         def finish(_: Submission, keys: Sequence[int], results: Sequence[Outcome]) -> None:
-            outcomes.update(zip(keys, results))
-            if len(outcomes) == len(rows):
+            with one:
+                outcomes.update(zip(keys, results))
+                whole = len(outcomes) == len(rows)
+            if whole:
                 answered()
 
         keys = range(0, -len(rows), -1)  # no numbers of the server's: those are above 0

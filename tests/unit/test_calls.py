@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,6 +15,7 @@ from inflight.contract import Array, Outcome, Value
 from inflight.errors import InflightError, ModelError
 from inflight.link import BOARD_BYTES, Board, BoardReader
 from inflight.pipeline import Job
+from inflight.pipeline.crew import Member
 from inflight.servable import Model, add_stage, declare_model, install_model_caller, register_method
 from inflight.servable import model as model_module
 from tests.unit.pipelines import Double, Running
@@ -195,6 +196,57 @@ def test_whatever_the_number_of_threads_nobody_waits_for_ever(start: Callable[..
     for _ in range(3):
         assert firsts(together(server, range(60))) == [8 * value for value in range(60)]
     assert server.pipeline._crew._count <= most
+
+
+class Slow(list[Any]):
+    """Outcomes whose reader is held until the other part's are read too, or for a moment."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
+        Slow.read += 1
+        for _ in range(20):
+            if Slow.read == 2:
+                return
+            time.sleep(0.01)
+
+
+def test_parts_of_a_call_that_end_at_the_same_time_end_it_once(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a model that several threads run; a stage that got the turn twice would run beside another one."""
+
+    def stage(model: Model) -> Callable[..., Any]:
+        return lambda x: model.call([[x], [x]])[1][0]
+
+    server = start(calling(stage), Double())
+    ended: list[Member] = []
+    answered, submit = server.pipeline._crew.answered, server.pipeline.submit
+
+    def end(member: Member) -> None:
+        ended.append(member)
+        if len(ended) == 1:
+            answered(member)
+
+    def put(jobs: Sequence[Job]) -> None:
+        if not jobs[0].method.hidden:
+            submit(jobs)
+            return
+        one = jobs[0].submission
+        threads = [
+            threading.Thread(target=one.finish, args=(one, [key], Slow([[np.array([8, 1], np.float32)]])))
+            for key in one.keys
+        ]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+
+    monkeypatch.setattr(server.pipeline._crew, "answered", end)
+    monkeypatch.setattr(server.pipeline, "submit", put)
+    assert firsts(together(server, [4])) == [8]
+    assert len(ended) == 1
 
 
 def test_a_stage_may_fill_the_same_buffer_for_every_call(start: Callable[..., Running]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 
 import pytest
 
+from inflight.distributed.connection import connect
+from inflight.distributed.messages import PREFIX
 from inflight.errors import StartError
 from inflight.link import Guard, Joined, SecureSocket
 from inflight.link.secure import identity_of
@@ -113,3 +116,56 @@ def test_who_takes_nothing_is_given_up() -> None:
         with pytest.raises(TimeoutError, match="takes nothing"):
             theirs.sendall(bytes(64 << 20))
         ours.close()
+
+
+def test_a_part_of_a_record_does_not_outlast_a_deadline() -> None:
+    """The other end stops amid an encrypted record, so that there are bytes and yet nothing to read."""
+    with door(Guard(TOKEN)) as (address, came), relay(address) as (through, half):
+        connection = connect(through, 5, Guard(TOKEN))
+        try:
+            wait(came)
+            half.set()
+            assert not isinstance(came[0], StartError)
+            came[0].sendall(bytes(PREFIX.size))
+            with pytest.raises(TimeoutError, match="did not answer in time"):
+                connection.receive(0.3)
+        finally:
+            connection.release()
+
+
+@contextmanager
+def relay(address: str) -> Iterator[tuple[str, threading.Event]]:
+    """An address in front of another; once the event is set, of what comes from there only 10 bytes go on."""
+    half = threading.Event()
+    host, port = address.split(":")
+
+    def carry(source: socket.socket, target: socket.socket, cut: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data[:10] if cut and half.is_set() else data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection((host, int(port))) as there:
+        threads: list[threading.Thread] = []
+
+        def accept() -> None:
+            here, _ = listener.accept()
+            ends.append(here)
+            threads.extend(
+                threading.Thread(target=carry, args=each) for each in ((here, there, False), (there, here, True))
+            )
+            for each in threads:
+                each.start()
+
+        ends: list[socket.socket] = [there]
+        first = threading.Thread(target=accept)
+        first.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}", half
+        finally:
+            first.join(10)
+            for end in ends:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+            for each in threads:
+                each.join(10)
