@@ -92,7 +92,8 @@ def forward(
         save_at=None if saves is None else np.array([position - start - 1 for position, _ in saves]),
         save_to=None if saves is None else np.array([slot for _, slot in saves]),
     )
-    return np.array(model.forward(batch))
+    logits = model.forward(batch)
+    return np.array(logits.numpy() if model.on_torch else logits)
 
 
 _GGUF = {
