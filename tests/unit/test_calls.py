@@ -199,7 +199,7 @@ def test_whatever_the_number_of_threads_nobody_waits_for_ever(start: Callable[..
 
 
 class Slow(list[Any]):
-    """Outcomes whose reader is held until the other part's are read too, or for a moment."""
+    """Keys whose reader is held until the other part's are read too, or for a moment."""
 
     read = 0
 
@@ -221,6 +221,7 @@ def test_parts_of_a_call_that_end_at_the_same_time_end_it_once(
         return lambda x: model.call([[x], [x]])[1][0]
 
     server = start(calling(stage), Double())
+    monkeypatch.setattr(Slow, "read", 0)
     ended: list[Member] = []
     answered, submit = server.pipeline._crew.answered, server.pipeline.submit
 
@@ -235,7 +236,7 @@ def test_parts_of_a_call_that_end_at_the_same_time_end_it_once(
             return
         one = jobs[0].submission
         threads = [
-            threading.Thread(target=one.finish, args=(one, [key], Slow([[np.array([8, 1], np.float32)]])))
+            threading.Thread(target=one.finish, args=(one, Slow([key]), [[np.array([8, 1], np.float32)]]))
             for key in one.keys
         ]
         for each in threads:
