@@ -120,13 +120,20 @@ class ModelAdapters:
 
     async def _come_back(self, engine: Engine) -> None:
         """Loads what a model had beside its own before it was loaded again. What cannot be loaded is missed, as if it
-        had been unloaded."""
-        for name, place in self._came.get(engine.info.name, {}).items():
+        had been unloaded. What serves in its place meanwhile may get and lose adapters, and so does the model then."""
+        came = self._came.setdefault(engine.info.name, {})
+        tried: dict[str, Path] = {}
+        while missing := [(name, place) for name, place in came.items() if tried.get(name) != place]:
+            name, place = missing[0]
+            tried[name] = place
             try:
                 await engine.load_adapter(name, place, again=True)
             except InflightError as error:
                 log.error("the adapter '%s' does not come back with its model: %s", name, error)
                 remember(self._unloaded, [name], "")
+        for name in tried:
+            if name not in came and name in engine.info.adapters:
+                await engine.unload_adapter(name)
 
     def _owner(self, adapter: str) -> str | None:
         """The name of the model that has an adapter of this name; None: none has."""
