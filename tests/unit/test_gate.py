@@ -6,6 +6,8 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
+
 from inflight.admission import Admission, Caller
 from inflight.config import ListenConfig
 from inflight.wire.connections import LARGE_BODY
@@ -41,15 +43,20 @@ def test_without_a_place_everybody_is_refused() -> None:
 
 
 class Doors:
-    """An application of one language model: who gets in waits for `release`."""
+    """An application of one language model: who gets in waits for `release`.
 
-    def __init__(self) -> None:
+    Args:
+        refuses: the form of a refusal is known from the head.
+    """
+
+    def __init__(self, refuses: bool = True) -> None:
+        self.refuses = refuses
         self.admission = Admission(1)
         self.seen: list[str] = []
         self.release = asyncio.Event()
 
     def gate(self, scope: Scope) -> Gate | None:
-        return Gate(self.admission, 4 * UPLOADS, BUSY, LARGE)
+        return Gate(self.admission, 4 * UPLOADS, *((BUSY, LARGE) if self.refuses else (None, None)))
 
     def crowded(self) -> Admission | None:
         return None
@@ -87,3 +94,28 @@ async def _who_waited() -> None:
     finally:
         writer.close()
         await listener.close(0.0)
+
+
+def test_bodies_that_do_not_come_take_no_memory_where_nothing_bounds_their_number() -> None:
+    """Where several models are served only the body names one, so nobody is refused from the head."""
+    asyncio.run(_silent_uploads())
+
+
+async def _silent_uploads() -> None:
+    size = 8_000_000
+    listener = await listen_http(Doors(refuses=False), ListenConfig("127.0.0.1:0"))
+    host, _, port = listener.address.rpartition(":")
+    process = psutil.Process()
+    before = process.memory_info().rss
+    writers: list[asyncio.StreamWriter] = []
+    try:
+        for _ in range(12):
+            writers.append((await asyncio.open_connection(host, int(port)))[1])
+            writers[-1].write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n{" % size)
+        await asyncio.sleep(0.1)
+        taken = process.memory_info().rss - before
+    finally:
+        for writer in writers:
+            writer.close()
+        await listener.close(0)
+    assert taken < size

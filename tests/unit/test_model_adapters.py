@@ -37,7 +37,7 @@ def test_what_comes_and_goes_while_a_model_is_loaded_again_is_so_behind_it() -> 
         old, new = Engine(), Engine()
         models = SimpleNamespace(served={"m": old}, engine=lambda _name: old, on_prepared=None)
         unloaded: dict[str, str] = {}
-        adapters = ModelAdapters(cast(LanguageModels, models), [], lambda: [], unloaded)
+        adapters = ModelAdapters(cast(LanguageModels, models), [], list, unloaded)
         adapters._at = lambda name, path, anywhere: Path(name)  # type: ignore[method-assign]
         for name in ("first", "second", "third"):
             await adapters.load(name, None, "m")

@@ -14,7 +14,7 @@ ALIGNMENT = 64
 """Bytes; vector instructions and device copies are fastest on addresses that are multiples of it."""
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 _POPULATED = 8 << 20
-"""Bytes of the largest body for which memory is taken before it comes. There are few at a time (`gate.UPLOADS`)."""
+"""Bytes of the largest body for which memory is taken before it comes."""
 _scratch = memoryview(bytearray(256 * 1024))
 """Buffer for the dropped bodies of all connections; being shared, it stays in the processor's cache."""
 
@@ -113,10 +113,18 @@ def mapped(size: int) -> memoryview:
 
     The C library keeps freed buffers of megabytes for later use, and cannot return them while a small object lies above
     them. Pages of bodies of ordinary size are made at once, which takes half the time of a fault for each (0.4 against
-    0.75 ms for 1.9 MB that are then filled).
+    0.75 ms for 1.9 MB that are then filled). Only for bodies of which few come in at a time (`Gate.bounds_uploads`).
     """
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    return memoryview(mmap.mmap(-1, size, flags | (_POPULATE if size <= _POPULATED else 0)))
+    return _mapped(size, _POPULATE if size <= _POPULATED else 0)
+
+
+def mapped_as_filled(size: int) -> memoryview:
+    """As `mapped`, but memory is taken only for what has come."""
+    return _mapped(size, 0)
+
+
+def _mapped(size: int, flags: int) -> memoryview:
+    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | flags))
 
 
 def aligned_buffer(allocate: Allocate | None, size: int, skip: int) -> memoryview:

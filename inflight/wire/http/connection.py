@@ -24,9 +24,9 @@ import httptools
 from inflight.admission import COST, Arrival, Caller, gone
 from inflight.wire.connections import HttpLimits, OpenConnections
 from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
-from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer, mapped
+from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer, mapped, mapped_as_filled
 from inflight.wire.http.exchange import Exchange
-from inflight.wire.http.gate import GatedApp, Refusal
+from inflight.wire.http.gate import Gate, GatedApp, Refusal
 from inflight.wire.http.head import STATUS_LINES, http_scope
 
 _logger = logging.getLogger("inflight.http")
@@ -191,7 +191,7 @@ class HttpConnection(asyncio.Protocol):
             return
         if self._limits.large_body_bytes <= self._length <= self._limits.max_body_bytes:
             if free or gate is None:
-                self._bulk = self._new_bulk(shared=gate is None)
+                self._bulk = self._new_bulk(gate)
             if free:
                 exchange.upload(self._length)
         if free:
@@ -344,13 +344,16 @@ class HttpConnection(asyncio.Protocol):
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
-    def _new_bulk(self, shared: bool) -> BulkBody:
-        """A buffer for the body. Args: shared: in memory shared with workers; not for language models."""
+    def _new_bulk(self, gate: Gate | None) -> BulkBody:
+        """A buffer for the body: in memory shared with workers, but not for language models, which have gates."""
         skip = 0
         for name, value in self._headers:
             if name == b"inference-header-content-length" and value.isdigit():
                 skip = int(value) % ALIGNMENT
-        return BulkBody(self, aligned_buffer(self._limits.allocate if shared else mapped, self._length, skip))
+        allocate = self._limits.allocate
+        if gate is not None:
+            allocate = mapped if gate.bounds_uploads else mapped_as_filled
+        return BulkBody(self, aligned_buffer(allocate, self._length, skip))
 
     def _half_read(self, size: int) -> None:
         """Handles `size` bytes that do not complete the request."""

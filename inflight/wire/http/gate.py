@@ -51,6 +51,11 @@ class Gate:
     overloaded: Refusal | None
     too_large: Refusal | None
 
+    @property
+    def bounds_uploads(self) -> bool:
+        """Whether at most `UPLOADS` bytes of large bodies come in at a time: it refuses more from their heads."""
+        return self.overloaded is not None
+
     def refusal(self, length: int, caller: Caller) -> Refusal | None:
         """The response to a request that is refused; None where it is let in. Args: length: bytes of body to come."""
         if length > self.payload_limit:
