@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
-
 from inflight.config.parse import address, files, key_file, local, one_of, present, seconds, switch, token, whole
-from inflight.config.setting import Setting, fields_of
+from inflight.config.setting import Reticent, Setting, fields_of
 from inflight.errors import ConfigError
 
 DEFAULT_AGENTS = "127.0.0.1:6200"
@@ -46,7 +44,7 @@ _Tls = Annotated[
 ]
 
 
-class RanksConfig(msgspec.Struct, frozen=True):
+class RanksConfig(Reticent, frozen=True):
     """The agents of a distributed servable.
 
     Attributes:
@@ -88,7 +86,7 @@ class RanksConfig(msgspec.Struct, frozen=True):
         return self.token is None and not local(self.address)
 
 
-class AgentsConfig(msgspec.Struct, frozen=True):
+class AgentsConfig(Reticent, frozen=True):
     """The agents of one machine.
 
     Attributes:

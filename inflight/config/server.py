@@ -28,7 +28,7 @@ from inflight.config.parse import (
 )
 from inflight.config.ranks import DecKey, DecMode, DeviceType, RanksConfig
 from inflight.config.room import RoomConfig
-from inflight.config.setting import Setting, fields_of, filled
+from inflight.config.setting import Reticent, Setting, fields_of, filled
 
 DEFAULT_HTTP = "127.0.0.1:8080"
 DEFAULT_GRPC = "127.0.0.1:8081"
@@ -122,7 +122,7 @@ class RestConfig(msgspec.Struct, frozen=True):
     tgi: bool = False
 
 
-class ServableConfig(msgspec.Struct, frozen=True):
+class ServableConfig(Reticent, frozen=True):
     """One servable to start.
 
     Attributes:

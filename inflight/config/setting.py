@@ -20,6 +20,21 @@ _SCALARS = {int, float, str, bool, int | None, float | None, str | None}
 """Types of fields whose values `check` can pass to `Setting.parse` as text."""
 
 
+_SECRETS = ("dec_key", "token")
+
+
+class Reticent(msgspec.Struct, frozen=True):
+    """A configuration whose secrets no log shows."""
+
+    def __repr__(self) -> str:
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        shown = (
+            f"{name}={'...' if value is not None and name in _SECRETS else repr(value)}"
+            for name, value in values.items()
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
 @dataclass(frozen=True)
 class Setting:
     """The description of a setting, in the `Annotated` type of its field.
