@@ -55,20 +55,21 @@ def described(folder: Path) -> DescribedConfig | None:
 class _Known(NamedTuple):
     """A description that was read. Attributes: stamps: of the files that it was read from, from before."""
 
-    stamps: Mapping[Path, tuple[int, int] | None]
+    stamps: Mapping[Path, tuple[int, ...] | None]
     says: DescribedConfig
 
 
 _known: dict[Path, _Known] = {}
 
 
-def _stamp(file: Path) -> tuple[int, int] | None:
-    """What changes when a file is written: its time in nanoseconds and its bytes. None: there is no such file."""
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or another one takes its place, with its time too (`cp -p`, archives). None:
+    there is no such file."""
     try:
         status = file.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size
 
 
 def _message(file: Path, text: str) -> pb.ModelConfig:
