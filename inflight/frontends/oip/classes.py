@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ def classified(tensor: OipTensor, count: int, labels: Sequence[str], whole: bool
     """
     if not isinstance(tensor.data, np.ndarray):
         raise InvalidRequest(f"output '{tensor.name}' holds texts, which have no order of classes")
-    rows = tensor.data.reshape(1, -1) if whole else tensor.data.reshape(len(tensor.data), -1)
+    shape = tensor.data.shape
+    rows = tensor.data.reshape((1, -1) if whole else (shape[0], math.prod(shape[1:])))
     count = min(count, rows.shape[1])
     texts: list[bytes] = []
     for row in rows:
