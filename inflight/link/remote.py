@@ -346,6 +346,7 @@ def join(invitation: Invitation, seconds: float = 30.0, send_seconds: float | No
     """Connects this process with the server that has invited it.
 
     Args:
+        seconds: for the connection, and then for the handshake.
         send_seconds: as in `SecureSocket`.
 
     Returns:
@@ -364,10 +365,11 @@ def join(invitation: Invitation, seconds: float = 30.0, send_seconds: float | No
     try:
         sock = socket.create_connection(split(where), timeout=seconds)
         tune(sock)
+        deadline = time.monotonic() + seconds
         if invitation.certificate:
             identity = Identity(invitation.key, invitation.certificate)
             sock = context(identity, server=False).wrap_socket(sock)
-        _shake_hands(sock, invitation)
+        _shake_hands(sock, invitation, deadline)
         sock.settimeout(None)
     except (OSError, ValueError) as error:
         if sock is not None:
@@ -382,19 +384,19 @@ def join(invitation: Invitation, seconds: float = 30.0, send_seconds: float | No
     return SecureSocket(sock, send_seconds) if isinstance(sock, ssl.SSLSocket) else sock
 
 
-def _shake_hands(sock: socket.socket, invitation: Invitation) -> None:
-    greeting = exactly(sock, GREETING)
+def _shake_hands(sock: socket.socket, invitation: Invitation, deadline: float) -> None:
+    greeting = exactly(sock, GREETING, deadline)
     if greeting[: len(MAGIC)] != MAGIC:
         raise StartError(f"{invitation.address} is no server of Inflight")
     theirs, ours = greeting[len(MAGIC) :], secrets.token_bytes(NONCE)
     id = bytes.fromhex(invitation.id)
     sock.sendall(MAGIC + id + ours + invitation.mac(b"process", theirs, ours))
-    if not hmac.compare_digest(exactly(sock, MAC), invitation.mac(b"server", theirs, ours)):
+    if not hmac.compare_digest(exactly(sock, MAC, deadline), invitation.mac(b"server", theirs, ours)):
         raise StartError(f"{invitation.address} is not the server that invited this process")
 
 
-def exactly(sock: socket.socket, size: int, deadline: float | None = None) -> bytes:
-    """The next bytes of a blocking socket. Args: deadline: by `time.monotonic`; None: the socket's own time limit.
+def exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
+    """The next bytes of a blocking socket. Args: deadline: by `time.monotonic`.
 
     Raises:
         OSError: they do not come in time.
@@ -402,8 +404,7 @@ def exactly(sock: socket.socket, size: int, deadline: float | None = None) -> by
     """
     data = b""
     while len(data) < size:
-        if deadline is not None:
-            sock.settimeout(max(0.001, deadline - time.monotonic()))
+        sock.settimeout(max(0.001, deadline - time.monotonic()))
         part = sock.recv(size - len(data))
         if not part:
             raise StartError("the other end does not await this process, or not any more")

@@ -15,6 +15,7 @@ from inflight.distributed.connection import connect
 from inflight.distributed.messages import PREFIX
 from inflight.errors import StartError
 from inflight.link import Guard, Joined, SecureSocket
+from inflight.link.remote import MAGIC, NONCE
 from inflight.link.secure import identity_of
 
 TOKEN, OTHER = "0123456789abcdef", "0123456789abcdeF"
@@ -105,6 +106,25 @@ def test_a_token_is_not_shown_to_who_does_not_know_it() -> None:
             Guard(TOKEN, tls=False).join(address, 5)
         wait(came)
         assert isinstance(came[0], StartError)
+
+
+def test_who_greets_byte_by_byte_is_given_up() -> None:
+    """The time is for the handshake, and not for each part of it."""
+
+    def greet(listener: socket.socket) -> None:
+        with listener.accept()[0] as sock, contextlib.suppress(OSError):
+            for byte in MAGIC + bytes(NONCE):
+                sock.sendall(bytes([byte]))
+                time.sleep(0.1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=greet, args=(listener,))
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(StartError):
+            Guard(TOKEN, tls=False).join(f"127.0.0.1:{listener.getsockname()[1]}", 0.3)
+        assert time.monotonic() - began < 2
+        thread.join(10)
 
 
 def test_who_takes_nothing_is_given_up() -> None:
