@@ -70,7 +70,8 @@ def write_gguf(
         writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
+    if architecture != "minicpm3":  # whose converter leaves it out
+        writer.add_value_length(head_dim)
     for key, value in (metadata or {}).items():
         add = {
             int: writer.add_uint32,

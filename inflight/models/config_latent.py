@@ -77,6 +77,8 @@ def _deepseek_v2(config: Config) -> DecoderConfig:
     described = _latent(config, q_lora_rank=1536, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64)
     described = replace(described, interleaved=True)
     dense = config.get("first_k_dense_replace") or 0
+    if described.mlp_bias and dense < described.layers:
+        raise ValueError("'mlp_bias' beside experts, the shared one of which would have biases, is not read")
     settings = config if method == "group_limited_greedy" else {**config, "n_group": 1, "topk_group": 1}
     return _mixture(
         {"n_routed_experts": 64, "n_shared_experts": 2, "moe_intermediate_size": 1407, **settings},

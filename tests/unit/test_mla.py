@@ -97,7 +97,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe_lite": ("Glm4MoeLite", {**MIXTURE, "q_lora_rank": 28, "n_shared_experts": 1}),
     "minicpm3": (
         "MiniCPM3",
-        {"q_lora_rank": 28, "rope_parameters": LONGROPE, "dim_model_base": 256, "tie_word_embeddings": True},
+        {
+            "q_lora_rank": 28,
+            "v_head_dim": 16,  # the only one that its GGUF files can have
+            "rope_parameters": LONGROPE,
+            "dim_model_base": 256,
+            "tie_word_embeddings": True,
+        },
     ),
 }
 ROUTED = [name for name in FAMILIES if name != "minicpm3"]
@@ -282,9 +288,10 @@ def metadata_of(folder: Path, architecture: str, *, absorbed: bool) -> dict[str,
     found: dict[str, Any] = {
         keys.Attention.KV_LORA_RANK: rank,
         keys.Attention.KEY_LENGTH: rank + rotary if absorbed else own[0],
-        keys.Attention.VALUE_LENGTH: rank if absorbed else own[1],
         keys.Rope.DIMENSION_COUNT: rotary,
     }
+    if architecture != "minicpm3":
+        found[keys.Attention.VALUE_LENGTH] = rank if absorbed else own[1]
     if absorbed:
         found[keys.Attention.HEAD_COUNT_KV] = 1
         found |= {keys.Attention.KEY_LENGTH_MLA: own[0], keys.Attention.VALUE_LENGTH_MLA: own[1]}
@@ -344,6 +351,16 @@ def test_a_gguf_file_is_the_same_model(
     assert not [record for record in caplog.records if record.name == "inflight"]
 
 
+def test_a_gguf_files_router_that_is_not_computed(folders: dict[str, Path], tmp_path: Path) -> None:
+    """llama.cpp divides probabilities of V2's experts by their sum where a file says so; transformers never does."""
+    path = tmp_path / "tiny.gguf"
+    metadata = metadata_of(folders["deepseek_v2"], "deepseek2", absorbed=False)
+    metadata["deepseek2.expert_weights_norm"] = True
+    write_gguf(folders["deepseek_v2"], path, "deepseek2", float32, metadata)
+    with pytest.raises(StartError, match="expert_weights_norm beside a softmax"):
+        load(path)
+
+
 @pytest.mark.parametrize("absorbed", [True, False])
 def test_blocks_of_a_gguf_file(tmp_path: Path, absorbed: bool) -> None:
     """Products of heads are computed at the file's own number of bits where their rows are whole blocks."""
@@ -400,6 +417,7 @@ def test_transformers_tokens_are_the_same(folders: dict[str, Path]) -> None:
     [
         ("deepseek_v2", {"topk_method": "noaux_tc"}, "known are greedy and group_limited_greedy"),
         ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq"),
+        ("deepseek_v2", {"mlp_bias": True}, "'mlp_bias' beside experts"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "known is sigmoid"),
         ("deepseek_v3", {"kv_lora_rank": "x"}, "'kv_lora_rank' in config.json is 'x'"),
         ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "mlp_layer_types"),

@@ -22,9 +22,9 @@ def _sizes(file: GgufParts, config: Json) -> Json:
     """Sizes of heads and latents."""
     metadata, name = file.metadata, config["model_type"]
 
-    def size(key: str) -> int:
+    def size(key: str, default: int | None = None) -> int:
         found = f"{name}.attention.{key}_mla"
-        return whole_number(metadata, found if found in metadata else f"{name}.attention.{key}")
+        return whole_number(metadata, found if found in metadata else f"{name}.attention.{key}", default)
 
     rotary, rank = whole_number(metadata, f"{name}.rope.dimension_count"), f"{name}.attention.q_lora_rank"
     if size("key_length") <= rotary:
@@ -39,7 +39,8 @@ def _sizes(file: GgufParts, config: Json) -> Json:
         "kv_lora_rank": whole_number(metadata, f"{name}.attention.kv_lora_rank"),
         "qk_rope_head_dim": rotary,
         "qk_nope_head_dim": size("key_length") - rotary,
-        "v_head_dim": size("value_length"),
+        # MiniCPM3's converter leaves it out.
+        "v_head_dim": size("value_length", config["hidden_size"] // config["num_attention_heads"] or None),
         "num_key_value_heads": config["num_attention_heads"],
         "head_dim": rotary,
         "rope_parameters": rope,
@@ -64,6 +65,11 @@ def deepseek2(file: GgufParts, config: Json) -> None:
     layers = config["num_hidden_layers"] - size("nextn_predict_layers", 0)  # those predict further tokens
     gating = metadata.get("deepseek2.expert_gating_func")
     sigmoid = gating == _SIGMOID or (not gating and any(name.endswith(".exp_probs_b.bias") for name in file.tensors))
+    if metadata.get("deepseek2.expert_weights_norm") and not sigmoid and size("expert_count", 0):
+        raise StartError(
+            f"'{file.path}' divides experts' probabilities by their sum (expert_weights_norm beside a softmax), which "
+            "is not computed; use another model"
+        )
     dense = size("leading_dense_block_count", 0) if size("expert_count", 0) else layers
     config.update(
         _sizes(file, config),
