@@ -27,7 +27,10 @@ pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_r
 
 BLOCK, BLOCKS = 4, 24
 ISAS = instruction_sets()
-ALL = r"layers\.\d+\.(self_attn|mlp|linear_attn)\.(\w+\.)?(\w+_proj|in_proj\w*|gate)$"
+ALL = r"layers\.\d+\.(self_attn|mlp|linear_attn)\.(\w+\.)?((?!kv_b_)\w+_proj|kv_a_proj_with_mqa|in_proj\w*|gate)$"
+LATENT = {"num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 20, "qk_nope_head_dim": 10} | {
+    "qk_rope_head_dim": 6, "v_head_dim": 14, "first_k_dense_replace": 2
+}  # fmt: skip
 ODD = {"hidden_size": 60, "head_dim": 20, "intermediate_size": 72, "attention_bias": True}
 FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("Llama", ODD),
@@ -41,6 +44,10 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
         {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
         | {"linear_value_head_dim": 16, "layer_types": ["linear_attention", "full_attention"]},
     ),
+    ("DeepseekV3", LATENT),
+    ("Cohere2", {"sliding_window": 20, "hidden_size": 72, "logit_scale": 0.5}),
+    ("Olmo3", {"sliding_window": 20}),
+    ("HunYuanDenseV1", {"head_dim": 24}),
 ]
 
 
@@ -105,6 +112,13 @@ def test_logits_are_those_of_the_merged_model(family: str, settings: dict[str, A
     for number, logits in zip((2, 0, 1), found):
         assert np.abs(logits - wanted[number]).max() < 2e-4 * max(1.0, np.abs(wanted[number]).max())
         assert number == 0 or np.abs(wanted[number] - wanted[0]).max() > 0.1
+
+
+def test_what_makes_keys_of_latents_has_no_adapters(tmp_path: Path) -> None:
+    base = save_tiny("DeepseekV3", tmp_path / "base", **LATENT)
+    adapter = save_adapter(base, tmp_path / "one", 1, rank=3, only=r"self_attn\.kv_b_proj$")
+    with pytest.raises(StartError, match=r"kv_b_proj', which this model has not, or not as one layer"):
+        load(base, adapter)
 
 
 def test_an_mlp_without_a_gate_has_adapters_behind_its_activation_only(tmp_path: Path) -> None:
