@@ -216,6 +216,16 @@ def test_long_contexts(folders: dict[str, Path], quantize: str, isa: str) -> Non
     assert np.array_equal(forward(model, prompt[650:], 650, 0), whole[650:])
 
 
+def test_published_widths(tmp_path: Path) -> None:
+    """Keys of 576 numbers, and more heads than a tile has queries, so that tiles begin within a token."""
+    sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 20, "num_key_value_heads": 20}
+    sizes |= {"hidden_size": 60, "num_hidden_layers": 1, "max_position_embeddings": 1024}
+    folder, prompt = save("minicpm3", tmp_path / "wide", **sizes, v_head_dim=24, rope_parameters=YARN), tokens(530)
+    check_parity(folder, reference(folder), prompt, decoded=5)
+    for cache in ("auto", "int8"):
+        check_cuts(folder, prompt, cuts=(37,), kv_cache_dtype=cache)
+
+
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["deepseek_v2", pytest.param("minicpm3", marks=pytest.mark.slow)])
 def test_quantised(folders: dict[str, Path], name: str, quantize: str) -> None:
