@@ -216,6 +216,31 @@ def test_long_contexts(folders: dict[str, Path], quantize: str, isa: str) -> Non
     assert np.array_equal(forward(model, prompt[650:], 650, 0), whole[650:])
 
 
+def test_fp8(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Scales of blocks, in which heads begin and end, as DeepSeek publishes V3: the bits of the floats meant."""
+    size = 16
+    kinds: dict[str, dict[str, torch.Tensor]] = {"floats": {}, "fp8": {}}
+    for name, weight in load_file(folders["deepseek_v3"] / "model.safetensors").items():
+        kinds["floats"][name] = kinds["fp8"][name] = weight
+        if not name.endswith(("_proj.weight", "_mqa.weight")):
+            continue
+        rows, columns = weight.shape
+        padded = torch.nn.functional.pad(weight, (0, -columns % size, 0, -rows % size))
+        scales = padded.unflatten(1, (-1, size)).unflatten(0, (-1, size)).abs().amax((1, 3)) / 448
+        each = scales.repeat_interleave(size, 0).repeat_interleave(size, 1)[:rows, :columns]
+        kinds["fp8"][name] = (weight / each).to(torch.float8_e4m3fn)
+        kinds["fp8"][f"{name}_scale_inv"] = scales
+        kinds["floats"][name] = kinds["fp8"][name].float() * each
+    config = json.loads((folders["deepseek_v3"] / "config.json").read_text())
+    given = {"fp8": {"quantization_config": {"quant_method": "fp8", "weight_block_size": [size, size]}}}
+    for kind, tensors in kinds.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps(config | given.get(kind, {})))
+        save_file(tensors, tmp_path / kind / "model.safetensors", metadata={"format": "pt"})
+    found, wanted = (forward(load(tmp_path / kind), tokens(40), 0, 0) for kind in ("fp8", "floats"))
+    assert np.array_equal(found, wanted)
+
+
 def test_published_widths(tmp_path: Path) -> None:
     """Keys of 576 numbers, and more heads than a tile has queries, so that tiles begin within a token."""
     sizes = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 20, "num_key_value_heads": 20}
