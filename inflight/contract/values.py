@@ -106,6 +106,7 @@ class MethodInfo:
             model's dimensions, also in protocols whose tensors otherwise begin with the number of instances.
         stateful: some inputs are what the last request of the same sequence left (`SequenceConfig`).
         dtypes: numpy's dtypes of the inputs with a known numeric type, by name.
+        input_names, output_names: those of `inputs` and `outputs`.
     """
 
     servable: str
@@ -117,10 +118,14 @@ class MethodInfo:
     whole: bool = False
     stateful: bool = False
     dtypes: Mapping[str, np.dtype[Any]] = field(init=False, repr=False, compare=False)
+    input_names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    output_names: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         known = {spec.name: np.dtype(spec.dtype) for spec in self.inputs if spec.dtype in DTYPE_CODES}
         object.__setattr__(self, "dtypes", known)
+        object.__setattr__(self, "input_names", tuple(spec.name for spec in self.inputs))
+        object.__setattr__(self, "output_names", tuple(spec.name for spec in self.outputs))
 
     def row(self, named: dict[str, Value]) -> list[Value]:
         """The inputs of one instance in the method's order. Unknown names are ignored.
@@ -137,7 +142,7 @@ class MethodInfo:
             InvalidRequest: an input of the method is missing.
         """
         try:
-            return [named[spec.name] for spec in self.inputs]
+            return [named[name] for name in self.input_names]
         except KeyError as missing:
             raise InvalidRequest(
                 f"Cannot find input {missing.args[0]} in instance input, method '{self.name}' of servable "

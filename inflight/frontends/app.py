@@ -230,6 +230,11 @@ class HttpApp:
             return None
         return door.inline(scope, body, answer)
 
+    @property
+    def gated(self) -> bool:
+        """See `EdgeApp`."""
+        return bool(self._backend.generators)
+
     def gate(self, scope: Scope) -> Gate | None:
         """See `GatedApp`."""
         if scope["method"] != "POST" or not self._backend.generators:

@@ -312,7 +312,7 @@ class QuickDoor(Door):
         if match is None:
             return None
         route, names = match
-        calls, began = self.calls(route), time.perf_counter()
+        calls, began = self._calls.get(id(route)) or self.calls(route), time.perf_counter()
 
         def told(status: int, headers: list[Header], parts: Sequence[Body]) -> None:
             calls.done(status, time.perf_counter() - began)

@@ -33,6 +33,10 @@ _DAY = b"86400"
 class EdgeApp(InlineApp, GatedApp, Protocol):
     """The application behind an `Edge`."""
 
+    @property
+    def gated(self) -> bool:
+        """Whether any request has a gate."""
+
     def open(self, scope: Scope) -> bool:
         """Whether a request needs no API key."""
 
@@ -118,12 +122,13 @@ class Edge:
 
     def gate(self, scope: Scope) -> Gate | None:
         """See `GatedApp`. A request with an origin to check, or one to refuse, has no gate."""
-        if self._origins and header(scope, b"origin") is not None:
+        if not self._app.gated or (self._origins and header(scope, b"origin") is not None):
             return None
-        try:
-            self._key(scope)
-        except InflightError:
-            return None
+        if self._keys is not None:
+            try:
+                self._key(scope)
+            except InflightError:
+                return None
         return self._app.gate(scope)
 
     def crowded(self) -> Admission | None:

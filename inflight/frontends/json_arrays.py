@@ -142,10 +142,8 @@ def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Lea
             if type(row) is not list or len(row) != size:
                 return None
         flat = [item for row in flat for item in row]
-    kinds = leaf.kinds
-    for item in flat:
-        if type(item) is not kind and type(item) not in kinds:
-            return None
+    if not leaf.kinds.issuperset(map(type, flat)):
+        return None
     if min(flat) < leaf.lowest or max(flat) > leaf.highest:
         return None
     return np.array(value, leaf.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -49,7 +49,7 @@ def _value_or_words(value: Value) -> Any:
     return _value(value)
 
 
-def json_instance(names: list[str], row: Row, say: Callable[[Value], Any] | None = None) -> dict[str, Any]:
+def json_instance(names: Sequence[str], row: Row, say: Callable[[Value], Any] | None = None) -> dict[str, Any]:
     if not names:
         raise ModelError("Failed to construct the response: reply instance items is empty")
     say = say or _value

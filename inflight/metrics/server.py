@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from inflight.metrics.histograms import Histograms
+from inflight.metrics.histograms import Histogram, Histograms
 from inflight.metrics.images import ImageMetrics
 from inflight.metrics.keys import KeyMetrics
 from inflight.metrics.llm import LlmMetrics
@@ -76,9 +76,9 @@ class Metrics(Collector):
             self._failures[key] = self._failures.get(key, 0) + 1
             self._failed_seconds[servable, method] = self._failed_seconds.get((servable, method), 0.0) + seconds
 
-    def queued(self, servable: str, method: str, seconds: float) -> None:
-        """One instance, or one request's instances, waited this long in the server before a replica took them."""
-        self._queue[servable, method].observe(seconds)
+    def waits(self, servable: str, method: str) -> Histogram:
+        """How many seconds requests waited in the server before a replica took their first instances."""
+        return self._queue[servable, method]
 
     def stage(self, servable: str, method: str, stage: str, size: int, seconds: float, count: int = 1) -> None:
         """A stage or model ran `count` times, each time on `size` instances, and took `seconds` for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -371,18 +372,19 @@ class Group:
 
     def _measure_wait(self, queue: MethodQueue, instances: Sequence[Instance]) -> None:
         # One observation per request that starts, not per instance.
+        observe, now = self._metrics.waits(self.name, queue.info.name).observe, time.perf_counter()
         for instance in instances:
             if instance.index == 0:
-                self._metrics.queued(self.name, queue.info.name, instance.request.waited())
+                observe(now - instance.request.started)
 
     # What replicas report
 
     def on_done(self, replica: Replica, message: Done, values: Unpacker) -> None:
         rows = values.rows(message.rows)
-        at = 0
+        at, count = 0, len(message.ids)
         for request, first, last in spans([replica.take_back(key) for key in message.ids]):
             end = at + last - first
-            request.settle(first, rows if end - at == len(rows) else rows[at:end])
+            request.settle(first, rows if end - at == count else rows[at:end])
             at = end
         for failed in message.errors:
             replica.take_back(failed.key).settle(error_from_wire(failed.kind, failed.text))

@@ -176,8 +176,8 @@ class LanguageModels:
         Raises:
             Loading: the model is not loaded yet.
         """
-        own = self.named(name, version)
-        if own is None or method not in _METHODS:
+        own = self.named(name, version) if method in _METHODS else None
+        if own is None:
             return None
         generator = self._served[own]
         if isinstance(generator, Announced):

@@ -271,7 +271,7 @@ class Replica:
         """The rows, with large values in the shared arena, where a replay finds them again."""
         request, first, last = span
         rows = request.rows
-        part = rows if last - first == len(rows) else rows[first:last]
+        part = rows if last - first == len(request.instances) else rows[first:last]
         if type(part) is Table and not part.reaches(LARGE):
             return part
         placed = part

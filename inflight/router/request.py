@@ -50,6 +50,7 @@ class Request:
         deadline: loop time at which the request fails, or None.
         caller: who has shown an API key with it.
         level: its priority: 1 is the highest; 0: it names none.
+        started: when it arrived, by `time.perf_counter`.
         closed: the request was answered, or its caller left; outcomes that still arrive are ignored.
     """
 
@@ -107,10 +108,6 @@ class Request:
             outcomes = chain([self.outcomes[first] for first in sorted(self.outcomes)])
         self._close()
         self._done(self, outcomes)
-
-    def waited(self) -> float:
-        """Seconds since it arrived."""
-        return time.perf_counter() - self.started
 
     def fail(self, error: InflightError) -> None:
         """Ends the whole request with an error."""

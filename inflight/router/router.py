@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -116,7 +117,8 @@ class Router:
         if generated is not None and not self._declares(servable, method):
             return generated
         group = self._group(servable, version)
-        group.check_loaded()
+        if not group.loaded:
+            group.check_loaded()
         queue = group.by_name.get(method)
         if queue is None:
             known = ", ".join(info.name for info in group.methods)
@@ -160,8 +162,11 @@ class Router:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
-            cause = result.cause if isinstance(result, InflightError) else _first_cause(result)
-            self._metrics.request_done(method.servable, method.name, request.waited(), cause)
+            if type(result) is Table:
+                cause = None
+            else:
+                cause = result.cause if isinstance(result, InflightError) else _first_cause(result)
+            self._metrics.request_done(method.servable, method.name, time.perf_counter() - request.started, cause)
             done(result)
 
         if seconds is None:
@@ -172,8 +177,9 @@ class Router:
             timer = loop.call_later(seconds, _expire, request, seconds)
         request.caller = caller
         request.level = priority.get()
+        if not self._in_flight:
+            self._idle.clear()
         self._in_flight += 1
-        self._idle.clear()
         try:
             group.enqueue(request)
         except InflightError as error:
@@ -261,8 +267,6 @@ def _expire(request: Request, seconds: float) -> None:
 
 
 def _first_cause(outcomes: Sequence[Outcome]) -> str | None:
-    if type(outcomes) is Table:
-        return None
     for outcome in outcomes:
         if isinstance(outcome, InflightError):
             return outcome.cause

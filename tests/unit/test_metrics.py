@@ -50,7 +50,7 @@ def test_requests_and_failures_by_cause() -> None:
 def test_a_histogram_counts_each_value_in_its_bucket(values: list[float]) -> None:
     metrics = Metrics()
     for seconds in values:
-        metrics.queued("s", "m", seconds)
+        metrics.waits("s", "m").observe(seconds)
     samples = scrape(metrics)
     for bound in SECONDS:
         expected = sum(each <= bound for each in values)

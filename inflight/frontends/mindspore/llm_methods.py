@@ -79,7 +79,7 @@ class LlmMethods(Door):
 
     def serves(self, scope: Scope) -> bool:
         """Whether a request names a language model's method."""
-        return scope["method"] == "POST" and self._target(scope) is not None
+        return bool(self._backend.generators) and scope["method"] == "POST" and self._target(scope) is not None
 
     def find(self, scope: Scope) -> Match:
         """The route of a request; the names in the match are those of the model and the method."""
@@ -120,9 +120,6 @@ class LlmMethods(Door):
         return generator, await _requests(split, generator, streaming)
 
     def _target(self, scope: Scope) -> tuple[str, str] | None:
-        generators = self._backend.generators
-        if not generators:
-            return None
         url: bytes = scope.get("raw_path") or scope["path"].encode()
         for read in (parse_url, parse_encoded) if b"%" in url else (parse_url,):
             try:

@@ -94,7 +94,9 @@ class MindSporeRest(QuickDoor):
 
     def _target(self, scope: Scope) -> Target:
         """The method that the URL names: read literally, as in MindSpore Serving, else percent-decoded once."""
-        url = _url(scope)
+        url: bytes = scope.get("raw_path") or scope["path"].encode()
+        if query := scope.get("query_string"):
+            url = url + b"?" + query
         if b"%" in url:
             for read in (parse_url, parse_encoded):
                 try:
@@ -151,9 +153,3 @@ def _reply(method: MethodInfo, result: Sequence[Outcome] | InflightError) -> Rep
 def refusal(error: InflightError, status: bool) -> Refusal:
     """An error as one response. Args: status: send the error's own status instead of 200."""
     return Refusal(error.http_status if status else 200, [JSON, *error_headers(error)], encode_error(error).body)
-
-
-def _url(scope: Scope) -> bytes:
-    path: bytes = scope.get("raw_path") or scope["path"].encode()
-    query: bytes = scope.get("query_string", b"")
-    return path + b"?" + query if query else path

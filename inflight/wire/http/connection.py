@@ -23,7 +23,7 @@ import httptools
 
 from inflight.admission import COST, Arrival, Caller, gone
 from inflight.wire.connections import HttpLimits, OpenConnections
-from inflight.wire.http.asgi import App, Header, InlineApp, Scope, error_json
+from inflight.wire.http.asgi import App, Header, InlineApp, error_json
 from inflight.wire.http.bulk import ALIGNMENT, BulkBody, DroppedBody, aligned_buffer, mapped, mapped_as_filled
 from inflight.wire.http.exchange import Exchange
 from inflight.wire.http.gate import Gate, GatedApp, Refusal
@@ -176,13 +176,14 @@ class HttpConnection(asyncio.Protocol):
         parser = self._parser
         version = parser.get_http_version()
         keep_alive = version == "1.1" and not self._shared.stopping and parser.should_keep_alive()
-        scope = self._scope(parser.get_method().decode("ascii"), version)
+        method = parser.get_method().decode("ascii")
+        scope = http_scope(method, self._url, version, self._headers, self._scheme, self._client, self._server)
         gate = self._gated.gate(scope) if self._gated is not None else None
         exchange = self._reading = Exchange(
             self, scope, keep_alive=keep_alive, awaits_continue=self._awaits_continue, gate=gate
         )
         self._last = not keep_alive
-        free = self._current is None and not self._caller.waits
+        free = self._current is None and self._caller.line is None
         kept, self._kept = self._kept, None
         if kept is not None:
             exchange.keep(kept)
@@ -219,8 +220,8 @@ class HttpConnection(asyncio.Protocol):
         if exchange is not None:
             exchange.end(None if bulk is None else bulk.take())
             if exchange is self._current and exchange.task is None:
-                gate = None if exchange.let_in else exchange.gate
-                if gate is not None and (refusal := gate.refusal(0, self._caller)) is not None:
+                gate = exchange.gate
+                if gate is not None and not exchange.let_in and (refusal := gate.refusal(0, self._caller)) is not None:
                     self._turn_away(exchange, refusal)
                     return
                 inline = None if self.write_paused or exchange.gate is not None else self._inline
@@ -271,7 +272,8 @@ class HttpConnection(asyncio.Protocol):
             self._next()
         elif not self._began:
             self._last_read = self.loop.time()
-        self.resume_reading()
+        if self._read_paused:
+            self.resume_reading()
 
     def _turn_away(self, exchange: Exchange, refusal: Refusal) -> None:
         """Refuses a request without the application; the rest of its body is dropped."""
@@ -326,17 +328,6 @@ class HttpConnection(asyncio.Protocol):
         exchange.start(self._app)
         assert exchange.task is not None
         self._shared.tasks.add(exchange.task)
-
-    def _scope(self, method: str, version: str) -> Scope:
-        return http_scope(
-            method,
-            self._url,
-            version,
-            self._headers,
-            scheme=self._scheme,
-            client=self._client,
-            server=self._server,
-        )
 
     def _new_parser(self) -> Any:
         parser = httptools.HttpRequestParser(self)

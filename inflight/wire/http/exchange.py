@@ -135,9 +135,10 @@ class Exchange:
             self._body += chunk
         else:
             self._body = bytearray(self._body) + chunk
-        if len(self._body) > HIGH_WATER and self.task is not None:
-            self._connection.pause_reading()
-        self._wake()
+        if self.task is not None:  # else nobody waits for it yet
+            if len(self._body) > HIGH_WATER:
+                self._connection.pause_reading()
+            self._wake()
 
     @property
     def let_in(self) -> bool:
@@ -163,10 +164,12 @@ class Exchange:
     def end(self, whole: memoryview | None = None) -> None:
         """Completes the request. Args: whole: its body, if that was read in place."""
         self.complete = True
-        self._uploaded()
+        if self._uploading:
+            self._uploaded()
         if whole is not None:
             self._body = whole
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def lose(self) -> None:
         """Ends the work: the client is gone."""
@@ -188,7 +191,7 @@ class Exchange:
 
     def run_inline(self, app: InlineApp) -> bool:
         """Lets the application answer without a task. Returns False if it needs its ASGI call."""
-        token = self._let_in()
+        token = None if self.gate is None and self._arrival is None else self._let_in()
         self.cancel = app.inline(self.scope, bytes(self._body), self.answer)
         if self.cancel is not None:
             self._body = b""  # the application has read it
@@ -222,7 +225,8 @@ class Exchange:
         self.cancel = None
         if self.lost:
             return
-        self._judge(status, refused)
+        if self.gate is not None or self._arrival is not None or status >= 400 or refused:
+            self._judge(status, refused)
         head = response_head(status, headers, len(body), self.keep_alive)
         self._head = self._body = b""
         self.finished = True

@@ -29,7 +29,10 @@ STATUS_LINES = {status: _status_line(status) for status in range(100, 600)}
 def response_head(status: int, headers: list[Header], length: int, keep_alive: bool) -> bytes:
     """Head of a response whose body has `length` bytes. Args: headers: all other headers."""
     connection = b"" if keep_alive else b"connection: close\r\n"
-    lines = b"".join([b"%b: %b\r\n" % line for line in headers])
+    if len(headers) == 1:  # of nearly every answer of a model
+        lines = b"%b: %b\r\n" % headers[0]
+    else:
+        lines = b"".join([b"%b: %b\r\n" % line for line in headers])
     return b"%b%bcontent-length: %d\r\n%b\r\n" % (STATUS_LINES[status], lines, length, connection)
 
 
@@ -38,7 +41,6 @@ def http_scope(
     url: bytes,
     version: str,
     headers: list[Header],
-    *,
     scheme: str = "http",
     client: Peer | None = None,
     server: Peer | None = None,
