@@ -222,7 +222,8 @@ def _hidden(backend: Backend, method: MethodInfo) -> Sequence[str]:
 
 def check_wanted(method: MethodInfo, wanted: Sequence[str] | None) -> None:
     """Raises InvalidRequest for a requested output that the method does not have."""
-    _wanted(method, wanted)
+    if wanted:
+        _wanted(method, wanted)
 
 
 def to_rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
@@ -274,7 +275,7 @@ def _rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
     given = {tensor.name: tensor for tensor in tensors}
     if len(given) != len(tensors):
         raise InvalidRequest(f"an input of model '{method.servable}' is given twice, give each input once")
-    left_out = [spec.name for spec in method.inputs if spec.name not in given]
+    left_out = [name for name in method.input_names if name not in given]
     optional = dict(method.optional) if left_out else {}
     if len(given) + len(left_out) != len(method.inputs) or not optional.keys() >= set(left_out):
         raise InvalidRequest(_names_differ(method, list(given)))
@@ -291,8 +292,10 @@ def _rows(method: MethodInfo, tensors: Sequence[OipTensor]) -> Sequence[Row]:
         for spec in method.inputs:
             _check_shape(spec, given.get(spec.name))
         return []
-    if not left_out and all(isinstance(column, np.ndarray) for column in columns.values()):
-        return Table(list(columns.values()))  # type: ignore[arg-type]  # all are arrays, as checked above
+    if not left_out:
+        arrays = [column for column in columns.values() if isinstance(column, np.ndarray)]
+        if len(arrays) == len(columns):
+            return Table(arrays)
     (count,) = counts
     for name in left_out:
         columns[name] = [optional[name]] * count
@@ -341,7 +344,7 @@ def from_outcomes(
         rows = outcomes  # type: ignore[assignment]  # none is an error
     if method.whole:
         return [_tensor(method.outputs[at].name, np.asarray(rows[0][at])) for at in _wanted(method, wanted)]
-    table = join([rows])
+    table = rows if type(rows) is Table else join([rows])
     if table is not None:
         return [_tensor(method.outputs[at].name, table.columns[at]) for at in _wanted(method, wanted)]
     return [_stack(method.outputs[at].name, [row[at] for row in rows]) for at in _wanted(method, wanted)]
@@ -456,10 +459,10 @@ def _text(name: str, item: bytes) -> str:
         raise InvalidRequest(f"input '{name}' is a text and must be UTF-8: {error}") from None
 
 
-def _wanted(method: MethodInfo, wanted: Sequence[str] | None) -> list[int]:
+def _wanted(method: MethodInfo, wanted: Sequence[str] | None) -> Sequence[int]:
     """Indices of the outputs to return."""
     if not wanted:
-        return list(range(len(method.outputs)))
+        return range(len(method.outputs))
     index = {spec.name: at for at, spec in enumerate(method.outputs)}
     try:
         return [index[name] for name in wanted]
