@@ -237,9 +237,9 @@ def test_modules_of_several_forms(tmp_path: Path) -> None:
 
 def test_logits_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     """Of a model behind the bridge: transformers may read a form and make nothing of it."""
-    folder = save_tiny("Olmo2", tmp_path)
+    folder = save_tiny("Olmo", tmp_path)
     tensors = load_file(folder / "model.safetensors")
-    tensors["model.norm.weight"][:] = float("nan")
+    tensors["lm_head.weight"][:] = float("nan")
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(StartError, match="its logits are no numbers"):
         make_runner(folder)

@@ -13,7 +13,6 @@ import pytest
 
 from inflight.config import AdapterConfig
 from inflight.contract import EncodedImage, Grid, Sampling, Span
-from inflight.sched import scheduler
 from inflight.shard import ModelRunner
 from tests.illustrated import IMAGE, save_tiny_vision
 from tests.lm import Driver, make_runner
@@ -152,7 +151,7 @@ def test_after_a_preemption(family: str, base: Path, monkeypatch: pytest.MonkeyP
     runner = make_runner(folder_of(family, base), threads=1)
     prompts = [prompt_of(family, [text(3, n), picture(family, n), text(2)]) for n in range(3)]
     alone = [answers(runner, [prompt], count=30)[0][:2] for prompt in prompts]
-    monkeypatch.setattr(scheduler, "EXPECTED_OUTPUT", 0)
+    monkeypatch.setattr("inflight.sched.cache.EXPECTED_OUTPUT", 0)
     length = len(prompts[0]["prompt"])
     driver = Driver(runner, num_blocks=3 * (length + 3) // 4)
     ids = [driver.add(count=30, sampling=ASK, **prompt) for prompt in prompts]

@@ -128,7 +128,7 @@ def one_thread() -> Iterator[None]:
 def scaled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A kind, the folder of a decoder and of a bridged model, and what transformers says."""
     found = {}
-    for family in ("Llama", "Olmo2"):
+    for family in ("Llama", "Olmo"):
         folder = tmp_path_factory.mktemp(f"{request.param}{family}")
         settings = {"max_position_embeddings": ORIGINAL, **KINDS[request.param]}
         save_tiny(family, folder, **settings)
@@ -141,7 +141,7 @@ def scaled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_logits_are_those_of_transformers(scaled: Any, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, models = scaled
     monkeypatch.setenv("INFLIGHT_CPU_ENGINE", "torch" if engine == "torch" else "")
-    folder, expected = models["Olmo2" if engine == "bridge" else "Llama"]
+    folder, expected = models["Olmo" if engine == "bridge" else "Llama"]
     many = prompts()
     runner = make_runner(folder)
     assert type(runner._model).__name__ == {"native": "NativeDecoder", "torch": "Decoder", "bridge": "Bridged"}[engine]
@@ -353,15 +353,15 @@ def test_a_rotation_of_its_own_that_follows_the_length_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As code that a checkpoint brings along may have it: nothing shows where the length is used."""
-    from transformers.models.olmo2 import modeling_olmo2
+    from transformers.models.olmo import modeling_olmo
 
-    save_tiny("Olmo2", tmp_path, max_position_embeddings=ORIGINAL, **KINDS["dynamic"])
-    made = modeling_olmo2.Olmo2RotaryEmbedding.__init__
+    save_tiny("Olmo", tmp_path, max_position_embeddings=ORIGINAL, **KINDS["dynamic"])
+    made = modeling_olmo.OlmoRotaryEmbedding.__init__
 
     def hidden(self: Any, *arguments: Any, **named: Any) -> None:
         made(self, *arguments, **named)
         self.rope_type = "default"
 
-    monkeypatch.setattr(modeling_olmo2.Olmo2RotaryEmbedding, "__init__", hidden)
+    monkeypatch.setattr(modeling_olmo.OlmoRotaryEmbedding, "__init__", hidden)
     with pytest.raises(StartError, match="scaled by 'dynamic' in a way of its own, where an answer would depend"):
         make_runner(tmp_path)
