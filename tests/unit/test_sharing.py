@@ -299,4 +299,5 @@ def test_a_list_of_texts_is_one_output_but_for_mindspores_drop_in(running: Calla
     (texts,) = running(one_output(["a", "b"])).run("method", [[np.zeros(1)]])
     assert [list(value.items) for value in texts] == [["a", "b"]]
     (outcome,) = running(one_output(["a", "b"], mindspore_values=True)).run("method", [[np.zeros(1)]])
-    assert isinstance(outcome, InflightError) and "returned 2 outputs, expected 1" in str(outcome)
+    assert isinstance(outcome, InflightError)
+    assert "returned 2 outputs, expected 1" in str(outcome)
