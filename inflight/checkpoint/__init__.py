@@ -1,6 +1,6 @@
 """Reads a model's folder or file: its config, tokenizer files, templates, and a stream of its weights."""
 
-from inflight.checkpoint.adapter import AdapterFiles, is_adapter, open_adapter
+from inflight.checkpoint.adapter import AdapterFiles, adapter_digest, is_adapter, open_adapter
 from inflight.checkpoint.classifier import is_classifier, is_masked
 from inflight.checkpoint.files import Slice
 from inflight.checkpoint.folder import (
@@ -47,6 +47,7 @@ __all__ = [
     "Templates",
     "TextArray",
     "Weights",
+    "adapter_digest",
     "floats_into",
     "is_adapter",
     "is_classifier",

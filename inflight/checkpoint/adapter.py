@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from inflight.tensors import Floats
 _KIND = re.compile(rb"general\.type\x08\0\0\0\x07\0\0\0\0\0\0\0adapter")
 _HEAD = 1 << 16
 """Bytes at the beginning of a file in which an adapter's few metadata lie."""
+_PIECE = 1 << 20
 
 
 class AdapterFiles(Protocol):
@@ -118,3 +120,18 @@ def open_adapter(path: Path) -> AdapterFiles:
             raise StartError(f"'{path}' is no GGUF file of an adapter (general.type adapter)")
         return GgufLora(path)
     return PeftFolder(path)
+
+
+def adapter_digest(path: Path) -> int:
+    """62 bits made of everything that an adapter's files hold.
+
+    Raises:
+        StartError, OSError: there is no adapter, or it cannot be read.
+    """
+    digest = blake2b(digest_size=8)
+    for file in open_adapter(path).weight_files():
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        with file.open("rb") as opened:
+            while piece := opened.read(_PIECE):
+                digest.update(piece)
+    return int.from_bytes(digest.digest(), "big") >> 2

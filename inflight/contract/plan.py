@@ -455,6 +455,8 @@ class ShardOffer(msgspec.Struct, frozen=True):
         states: no slots: the model has no recurrent layers.
         prompt_cache: name of this rank's folder within `ModelConfig.prompt_cache`; empty: no cache is kept in files.
         adapters: numbers of the adapters that are loaded.
+        contents: with a prompt cache, of each adapter that the rank began with its number and `adapter_digest`, which is 0
+            where its files changed while it was loaded.
     """
 
     model: ModelFacts
@@ -466,3 +468,4 @@ class ShardOffer(msgspec.Struct, frozen=True):
     states: StateSize = StateSize()
     prompt_cache: str = ""
     adapters: tuple[int, ...] = ()
+    contents: tuple[tuple[int, int], ...] = ()

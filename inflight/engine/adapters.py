@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import blake2b
 from pathlib import Path
 
-from inflight.checkpoint import open_adapter
+from inflight.checkpoint import adapter_digest
 from inflight.config import AdapterConfig
+from inflight.contract import ShardOffer
 from inflight.engine.executor import Executor
 from inflight.engine.streams import Streams
 from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable, WorkerLost
@@ -19,8 +19,6 @@ from inflight.sched import BY_CONTENT
 from inflight.startup import aside, failed_load
 
 log = logging.getLogger("inflight")
-
-_PIECE = 1 << 20
 
 
 def number_of(folder: Path) -> int:
@@ -30,13 +28,7 @@ def number_of(folder: Path) -> int:
     Raises:
         StartError, OSError: the folder holds no adapter, or it cannot be read.
     """
-    digest = blake2b(digest_size=8)
-    for path in open_adapter(folder).weight_files():
-        digest.update(f"{path.name} {path.stat().st_size} ".encode())
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
-    return BY_CONTENT | int.from_bytes(digest.digest(), "big") >> 2
+    return BY_CONTENT | adapter_digest(folder)
 
 
 class Adapters:
@@ -57,6 +49,7 @@ class Adapters:
         self._streams = streams
         self._leaving: list[int] = []  # numbers without a name, which requests may still have
         self._changes = asyncio.Lock()
+        self._contents: dict[int, dict[int, int]] = {}  # of adapters, as the ranks of each replica have told them
         self.names: tuple[str, ...] = tuple(self._known)
 
     def number(self, name: str | None) -> int:
@@ -71,6 +64,14 @@ class Adapters:
         if adapter is None:
             raise InvalidRequest(f"the adapter '{name}' is not served; served here: {', '.join(self.names) or 'none'}")
         return adapter.number
+
+    def content(self, number: int) -> int:
+        """A number made of what the adapter's files hold, by which its prompts are kept in files; 0: it is not known, or
+        replicas have other ones than each other."""
+        told = {contents[number] for contents in self._contents.values() if number in contents}
+        if number >= BY_CONTENT:
+            told.add(number)
+        return told.pop() if len(told) == 1 else 0
 
     async def load(self, name: str, folder: Path, executors: Sequence[Executor], *, again: bool = False) -> None:
         """Loads an adapter on every replica; returns when requests may name it.
@@ -145,6 +146,19 @@ class Adapters:
                 for executor in executors:
                     executor.drop_adapter(number)
         self._leaving = [number for number in self._leaving if number in worn]
+
+    def learn(self, replica: int, offer: ShardOffer) -> None:
+        """Takes the contents of adapters from the ranks of a replica that were started. Requests that began with
+        others are computed by what the ranks have now, so nothing of them is kept in files."""
+        self._contents[replica] = {number: content and BY_CONTENT | content for number, content in offer.contents}
+        for stream in self._streams.all():
+            sequence = stream.sequence
+            if sequence.content != self.content(sequence.adapter):
+                sequence.content = 0
+
+    def leave(self, replica: int) -> None:
+        """Forgets what a replica that has ended has told."""
+        self._contents.pop(replica, None)
 
     def check(self, loaded: Sequence[int], executors: Sequence[Executor]) -> None:
         """Takes out of service what new ranks could not load again, and fails the requests that have it.

@@ -262,6 +262,7 @@ class Engine:
     def _forget(self, replica: int) -> None:
         """A replica has ended: what it could hold limits requests no more."""
         del self._rooms[replica]
+        self._adapters.leave(replica)
 
     def _learn(self, replica: int, offer: ShardOffer) -> Capacity:
         """Sets `info` to what the shards of all replicas offer: the smallest cache limits a request, since any replica
@@ -276,6 +277,7 @@ class Engine:
         config, tokenizer = self._config, self._tokenizer
         if self._lanes.all:
             self._adapters.check(offer.adapters, self._executors)
+        self._adapters.learn(replica, offer)
         room = resolve(config, offer, again=bool(self._lanes.all), reads_images=self._vision is not None)
         span, step = self._intake.images.step, room.capacity.max_prefill_tokens
         if span > step:

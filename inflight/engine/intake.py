@@ -193,6 +193,7 @@ class Intake:
             1,
             tenant=request.tenant,
             adapter=adapter,
+            content=self._adapters.content(adapter),
             spans=prompt.spans,
             images=prompt.images,
         )
@@ -237,7 +238,7 @@ class Intake:
             raise InvalidRequest(fault)
         lanes.check(length, new)
         self._next_id += 1
-        sampling = request.sampling
+        sampling, adapter = request.sampling, self._adapters.number(request.adapter)
         if request.embed:
             sampling = self._embedder.sampling(request, prompt.second)
         return Sequence(
@@ -247,7 +248,8 @@ class Intake:
             new,
             priority=request.priority,
             tenant=request.tenant,
-            adapter=self._adapters.number(request.adapter),
+            adapter=adapter,
+            content=self._adapters.content(adapter),
             spans=prompt.spans,
             images=prompt.images,
         )

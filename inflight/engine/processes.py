@@ -412,4 +412,8 @@ def _smallest(offers: list[ShardOffer]) -> ShardOffer:
         states=min((offer.states for offer in offers), key=lambda states: states.slots),
         prompt_cache=first.prompt_cache if all(offer.prompt_cache for offer in offers) else "",
         adapters=tuple(each for each in first.adapters if all(each in offer.adapters for offer in offers)),
+        contents=tuple(
+            (number, content if all((number, content) in offer.contents for offer in offers) else 0)
+            for number, content in first.contents
+        ),
     )

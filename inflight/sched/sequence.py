@@ -42,6 +42,7 @@ class Sequence:
         draft: likely next tokens, with the mask behind each, if `lockstep`. Other rows guess for themselves.
         forced: number of the first of them that its grammar forces.
         adapter: number of its LoRA adapter; 0: none.
+        content: a number made of what the adapter's files hold; 0: it is not known.
         spans: runs of prompt tokens whose embeddings come from images, by position.
         images: of the spans. The scheduler drops them when the request is finished. The keys of those without rows are
             believed to be in the prefix cache (`Scheduler.restore`).
@@ -70,6 +71,7 @@ class Sequence:
         "blame",
         "blocks",
         "cached",
+        "content",
         "digests",
         "draft",
         "experience",
@@ -116,6 +118,7 @@ class Sequence:
         tenant: str = "",
         lockstep: bool = False,
         adapter: int = 0,
+        content: int = 0,
         spans: Tokens[Span] = (),
         images: Tokens[EncodedImage | SeenImage] = (),
     ) -> None:
@@ -132,6 +135,7 @@ class Sequence:
         self.draft: Tokens[tuple[int, bytes]] = ()
         self.forced = 0
         self.adapter = adapter
+        self.content = content
         self.spans = spans
         self.images = images
         self.turned = 0
@@ -199,8 +203,8 @@ class Sequence:
     @property
     def lasting(self) -> bool:
         """Whether its chain says all that its keys depend on, so that they may outlive this process: the number of an
-        adapter that the model began with is only its place among them, the others' are made of their contents."""
-        return not self.adapter or self.adapter >= BY_CONTENT
+        adapter may be only its place among those that the model began with."""
+        return not self.adapter or self.content != 0
 
     def seen(self, computed: int) -> bool:
         """Whether all rows of images are there that are needed once the first `computed` tokens are computed."""
@@ -213,7 +217,7 @@ class Sequence:
         """Digests of all whole blocks of known tokens; each is computed once."""
         digests = self.digests
         for index in range(len(digests), len(self.tokens) // block_size):
-            parent = digests[-1] if digests else root(self.tenant, self.adapter, self.turned)
+            parent = digests[-1] if digests else root(self.tenant, self.content or self.adapter, self.turned)
             first, stop = index * block_size, (index + 1) * block_size
             images = self.images_in(first, stop) if self.spans else b""
             digests.append(chain(parent, self.tokens[first:stop], images))

@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 
-from inflight.checkpoint import ModelFolder
+from inflight.checkpoint import ModelFolder, adapter_digest
 from inflight.contract import Array, Page, ShardJob, Transfer, Transferred
-from inflight.errors import StartError
+from inflight.errors import InflightError, StartError
 from inflight.kernels import checksum
 from inflight.models import KeptForms
 from inflight.pages import HEADER, PageFiles, page_blocks
@@ -148,6 +149,7 @@ class Opening:
     def __init__(self, job: ShardJob, folder: ModelFolder) -> None:
         self._job, self._folder = job, folder
         self._before = self._digest()
+        self._adapters = self._adapter_digests()
 
     def desk(self, kept: KeptForms | None, dtype: str) -> tuple[PageDesk | None, str]:
         """The desk and the name of its folder, once the model is loaded and has its cache; None and an empty name if
@@ -178,6 +180,20 @@ class Opening:
             raise StartError(f"--prompt-cache: the folder '{model.prompt_cache}' cannot be used: {error}") from None
         return PageDesk(files, kept, page_blocks(model.block_size)), name
 
+    @property
+    def contents(self) -> tuple[tuple[int, int], ...]:
+        """`ShardOffer.contents`, once the model is loaded."""
+        return tuple(
+            (number, digest if digest == before else 0)
+            for (number, before), (_, digest) in zip(self._adapters, self._adapter_digests(), strict=True)
+        )
+
+    def _adapter_digests(self) -> list[tuple[int, int]]:
+        model = self._job.model
+        if model.prompt_cache is None:
+            return []
+        return [(each.number or place, _readable(each.folder)) for place, each in enumerate(model.adapters, 1)]
+
     def _digest(self) -> bytes | None:
         if self._job.model.prompt_cache is None:
             return None
@@ -185,3 +201,11 @@ class Opening:
             return weights_digest(self._folder)
         except OSError:
             return None  # what is wrong with them is said by who loads them
+
+
+def _readable(adapter: Path) -> int:
+    """Its digest; 0: it cannot be read, which the loading says."""
+    try:
+        return adapter_digest(adapter)
+    except (InflightError, OSError):
+        return 0

@@ -98,7 +98,7 @@ class ModelRunner:
         kept = model.kept() if job.model.prompt_cache is not None else None
         self._desk, pages = opening.desk(kept, model.dtype)
         limits = job.max_rows, longest, device.type
-        self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, model.adapters)
+        self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, model.adapters, opening.contents)
 
     def _make_states(self, job: ShardJob, longest: int) -> StateSize:
         """Makes memory for recurrent states, where the model has recurrent layers.

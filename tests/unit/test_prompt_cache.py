@@ -41,6 +41,7 @@ from tests.e2e.running import eventually
 from tests.gemma4 import save_gemma4
 from tests.lm import POCKET, save_tiny
 from tests.recurrent import save_recurrent
+from tests.unit.test_lora import save_adapter
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
 
@@ -151,6 +152,40 @@ def test_nobody_elses_files_are_found(checkpoints: dict[str, Path], tmp_path: Pa
     for path, settings in ((folder, {"dtype": "bfloat16"}), (folder, {"block_size": 32}), (other, {})):
         with opened(path, tmp_path / "kept", **settings) as llm:
             assert cached(llm, "one") == 0, (path, settings)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_an_adapter_whose_files_change_finds_nothing_of_before(
+    checkpoints: dict[str, Path], tmp_path: Path, loaded: bool
+) -> None:
+    """Where the ranks are started again, also if it was loaded while the model served; the old files find it again."""
+    folder, prompt, worn = checkpoints["plain"], tokens(600), tmp_path / "adapter"
+    for seed, name in enumerate(("one", "two")):
+        save_adapter(folder, tmp_path / name, seed)
+
+    def ask(llm: LLM) -> Generation:
+        return llm.generate([prompt], LOGGED, max_new_tokens=8, ignore_eos=True, adapter="red")[0]
+
+    def wear(llm: LLM | None, name: str) -> None:
+        shutil.copytree(tmp_path / name, worn, dirs_exist_ok=True)
+        if llm is not None:
+            llm._call(llm.engine.restart_replicas())
+
+    wear(None, "one")
+    with opened(folder, tmp_path / "kept", lora_adapters={} if loaded else {"red": worn}) as llm:
+        if loaded:
+            llm.load_adapter("red", worn)
+        wanted = ask(llm)
+        assert wanted.cached == 0
+        eventually(lambda: counts(llm).written > 0)
+        wear(llm, "two")
+        other = ask(llm)
+        assert not same(other, wanted)
+        assert (other.cached, counts(llm).tokens) == (0, 0)
+        wear(llm, "one")
+        again = ask(llm)
+        assert same(again, wanted)
+        assert again.cached == counts(llm).tokens == 592
 
 
 def damaged(file: Path, how: str) -> None:
