@@ -19,9 +19,11 @@ from typing import NoReturn
 
 import msgspec
 
+from inflight import __version__
 from inflight.contract import Array
 from inflight.distributed.connection import Connection, connect, guard_of
 from inflight.distributed.messages import (
+    PROTOCOL,
     Exit,
     Ping,
     Pong,
@@ -165,7 +167,8 @@ class Agent:
 
     def _register(self, connection: Connection, model: LoadedModel) -> None:
         graphs = [WireGraph(list(graph.inputs), list(graph.outputs)) for graph in model.graphs]
-        connection.send(Register(self._job.rank, self._job.listen, model.device_type, graphs))
+        job = self._job
+        connection.send(Register(job.rank, job.listen, model.device_type, graphs, PROTOCOL, __version__))
         connection.known = True
         answer = self._answer(connection, REGISTER_SECONDS)
         if not isinstance(answer, Registered):

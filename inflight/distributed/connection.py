@@ -45,13 +45,14 @@ class Connection:
         peer: the other side's address.
         heard: when something was received last, by `time.monotonic`.
         known: the other side has shown that it belongs here, so it may send tensors.
+        closed: `close` was called.
     """
 
     def __init__(self, sock: Joined) -> None:
         self._sock = sock
         self._lock = threading.Lock()
-        self._closed = False
         self.known = False
+        self.closed = False
         self.heard = time.monotonic()
         if not isinstance(sock, SecureSocket):
             sock.setblocking(True)
@@ -71,7 +72,7 @@ class Connection:
         """
         assert not isinstance(self._sock, SecureSocket)
         self._sock = guard.admit(self._sock, seconds)
-        if self._closed:  # by another thread, which could not wake the handshake
+        if self.closed:  # by another thread, which could not wake the handshake
             self._sock.close()
             raise StartError("the worker ends")
 
@@ -146,8 +147,8 @@ class Connection:
 
     def close(self) -> None:
         """Closes it, from any thread; `receive` then returns None."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             with contextlib.suppress(OSError):
                 self._sock.shutdown(socket.SHUT_RDWR)
 

@@ -24,6 +24,7 @@ from inflight.distributed.messages import (
     Refused,
     Register,
     Registered,
+    mismatch,
 )
 from inflight.errors import StartError
 from inflight.link import Guard
@@ -34,13 +35,14 @@ STRANGER_SECONDS = 5.0
 """Seconds in which somebody who connected must send a first message."""
 
 LOAD_SECONDS = 3600.0
-"""Seconds that an agent may take between its messages while it loads."""
+"""Seconds that an agent may take to load, from its first message on."""
 
 MEET_SECONDS = 600.0
 """Seconds that a rank waits for rank 0's address."""
 
 MAX_GUESTS = 64
-"""Connections of agents that are not registered, beside one for each rank."""
+"""Connections of agents that are not registered, beside one for each rank. Where one comes beyond, the oldest of those
+that have said nothing goes, then the oldest that waits for rank 0's address."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,8 @@ class Gathering:
         self._config: GroupConfig | None = None
         self._ranks: dict[int, Rank] = {}  # whose places are taken
         self._welcomed: dict[int, Rank] = {}  # of these, those that were told so: only they count
-        self._guests: list[Connection] = []
+        self._guests: list[Connection] = []  # in the order in which they came, those of ranks too
+        self._met: list[Connection] = []  # of these, those that load a model whose ranks exchange tensors
         self._meeting = ""  # where rank 0 listens, which has told so on this connection:
         self._meeting_of: Connection | None = None
         self._closed = False
@@ -170,13 +173,26 @@ class Gathering:
                 time.sleep(0.1)  # no descriptor left
                 continue
             connection = Connection(sock)
-            assert self._config is not None
-            if len(self._guests) >= MAX_GUESTS + len(self._config.ranks):
+            with self._changed:
+                let_in = self._make_room()
+                if let_in:
+                    self._guests.append(connection)
+            if not let_in:
                 connection.release()
                 continue
-            with self._changed:
-                self._guests.append(connection)
             threading.Thread(target=self._receive_guest, args=(connection,), name="agent", daemon=True).start()
+
+    def _make_room(self) -> bool:
+        """Drops who was here for longest without a reason, where there are too many; False: those that were dropped
+        have not left yet. Called with the lock."""
+        assert self._config is not None
+        most = MAX_GUESTS + len(self._config.ranks)
+        here = [guest for guest in self._guests if not guest.closed]
+        if len(here) >= most:
+            strangers = [guest for guest in here if not guest.known]
+            next((guest for guest in strangers if guest not in self._met), strangers[0]).close()
+            self._changed.notify_all()
+        return len(self._guests) < 2 * most
 
     def _receive_guest(self, connection: Connection) -> None:
         try:
@@ -186,32 +202,33 @@ class Gathering:
         finally:
             with self._changed:
                 self._guests.remove(connection)
+                if connection in self._met:
+                    self._met.remove(connection)
                 if self._meeting_of is connection:  # rank 0 has left, nobody listens there
                     self._meeting, self._meeting_of = "", None
             connection.release()
 
     def _talk(self, connection: Connection) -> None:
-        seconds = STRANGER_SECONDS
         if self._guard is not None:
             connection.admit(self._guard, STRANGER_SECONDS)
-        while (received := connection.receive(seconds)) is not None:
+        until = time.monotonic() + STRANGER_SECONDS
+        while (received := connection.receive(max(0.0, until - time.monotonic()))) is not None:
             message = received[0]
-            seconds = LOAD_SECONDS
             if isinstance(message, Acquire):
-                assert self._config is not None
-                full = len(self._ranks) == len(self._config.ranks)
-                connection.send(Refused("all agents are registered") if full else self._config)
-                seconds = STRANGER_SECONDS
-            elif isinstance(message, AgentsFailed):
+                connection.send(self._configuration(message))
+                return  # who loads comes again
+            if isinstance(message, AgentsFailed):
                 log.error("agents at %s could not be started: %s", connection.peer, message.text)
                 with self._changed:
                     self.failure = message.text
                     self._changed.notify_all()
                 return
-            elif isinstance(message, RankEnded):
+            if isinstance(message, RankEnded):
                 self._host.rank_ended(message.rank, message.status)
                 return
-            elif isinstance(message, Meet):
+            if isinstance(message, Meet):
+                if connection not in self._met:
+                    until = time.monotonic() + LOAD_SECONDS
                 self._meet(connection, message)
             elif isinstance(message, Register):
                 self._register(connection, message)
@@ -219,12 +236,22 @@ class Gathering:
             else:
                 raise ProtocolError(f"an unexpected message, {type(message).__name__}")
 
+    def _configuration(self, message: Acquire) -> GroupConfig | Refused:
+        assert self._config is not None
+        if wrong := mismatch(message, "this distributed servable", "the agents' side"):
+            log.error("agents were refused: %s", wrong)
+            return Refused(wrong, final=True)
+        full = len(self._ranks) == len(self._config.ranks)
+        return Refused("all agents are registered") if full else self._config
+
     def _meet(self, connection: Connection, message: Meet) -> None:
         with self._changed:
+            if connection not in self._met:
+                self._met.append(connection)
             if message.address:
                 self._meeting, self._meeting_of = message.address, connection
                 self._changed.notify_all()
-            met = self._changed.wait_for(lambda: self._meeting or self._closed, MEET_SECONDS)
+            met = self._changed.wait_for(lambda: self._meeting or self._closed or connection.closed, MEET_SECONDS)
         connection.send(Met(self._meeting) if met else Refused("rank 0 did not come"))
 
     def _register(self, connection: Connection, message: Register) -> None:
@@ -233,7 +260,10 @@ class Gathering:
         graphs = tuple(GraphSpec(tuple(graph.inputs), tuple(graph.outputs)) for graph in message.graphs)
         rank = Rank(message.rank, message.address, message.device_type, graphs, connection)
         with self._changed:
-            if self._closed or len(self._ranks) == size:
+            wrong = mismatch(message, "this distributed servable", "the agent")
+            if wrong:
+                refusal = wrong
+            elif self._closed or len(self._ranks) == size:
                 refusal = "Distributed servable has ended up registration"
             elif not 0 <= rank.number < size:
                 refusal = f"Invalid rank id {rank.number}, rank size: {size}"

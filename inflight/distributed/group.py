@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from inflight import __version__
 from inflight.config import RanksConfig
 from inflight.contract import Array
 from inflight.distributed.connection import guard_of
 from inflight.distributed.gathering import Gathering, Rank
 from inflight.distributed.messages import (
+    PROTOCOL,
     AnyMessage,
     Exit,
     GroupConfig,
@@ -132,7 +134,7 @@ class RankGroup(LoadedModel):
         model = self._model
         table = read_rank_table(ranks.rank_table)
         check_ranks(table, model.rank_size, model.stage_size)
-        self._gathering.open(GroupConfig(model.servable, table.text, list(table.ranks)))
+        self._gathering.open(GroupConfig(model.servable, table.text, list(table.ranks), PROTOCOL, __version__))
         wait = ranks.wait_seconds or None
         members = self._gathering.wait(wait, ending, phase)
         self.graphs = group_signature([rank.graphs for rank in members], model.stage_size)

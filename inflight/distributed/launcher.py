@@ -19,10 +19,12 @@ from types import FrameType
 
 import msgspec
 
+from inflight import __version__
 from inflight.config import AgentsConfig, check, processors
 from inflight.distributed.agent import TOLD, AgentJob, AgentReport
 from inflight.distributed.connection import SAME_TOKEN, connect, guard_of, split_address
 from inflight.distributed.messages import (
+    PROTOCOL,
     Acquire,
     AgentsFailed,
     GroupConfig,
@@ -30,6 +32,7 @@ from inflight.distributed.messages import (
     ProtocolError,
     RankEnded,
     Refused,
+    mismatch,
 )
 from inflight.errors import ConfigError, StartError
 
@@ -129,7 +132,7 @@ class Launcher:
         """The worker's configuration.
 
         Raises:
-            StartError: it did not answer.
+            StartError: it did not answer, or speaks another version of the protocol.
         """
         reason = told = ""
         for _ in range(tries):
@@ -140,13 +143,16 @@ class Launcher:
             else:
                 try:
                     connection.known = True
-                    connection.send(Acquire())
+                    connection.send(Acquire(PROTOCOL, __version__))
                     received = connection.receive(CONFIG_SECONDS)
-                    if received is not None and isinstance(received[0], GroupConfig):
-                        return received[0]
+                    answer = None if received is None else received[0]
+                    if isinstance(answer, GroupConfig):
+                        return _checked(answer, self._config.address)
                     reason = f"it does not say its configuration; {SAME_TOKEN}"
-                    if received is not None and isinstance(received[0], Refused):
-                        reason = received[0].text
+                    if isinstance(answer, Refused):
+                        reason = answer.text
+                        if answer.final:
+                            raise StartError(reason)
                 except ProtocolError as error:
                     reason = f"{error}; {SAME_TOKEN}"
                 except TimeoutError as error:
@@ -311,6 +317,13 @@ class Launcher:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.stop()
+
+
+def _checked(group: GroupConfig, address: str) -> GroupConfig:
+    """Raises StartError: the worker speaks another version of the protocol."""
+    if wrong := mismatch(group, "the agents' side", f"the distributed servable at {address}"):
+        raise StartError(wrong)
+    return group
 
 
 def _local_ranks(config: AgentsConfig, group: GroupConfig) -> list[int]:

@@ -15,11 +15,16 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
+from inflight import __version__
 from inflight.contract import CODES, DTYPES, Array, TensorSpec
 from inflight.errors import StartError
 
 PREFIX = struct.Struct("<IQ")
 ALIGN = 16
+
+PROTOCOL = 1
+"""Version of these messages, raised by a change that the other side has to know. `Acquire`, `GroupConfig`, `Register`
+and `Refused` keep their tags and fields in all versions, so that two of them can tell each other what they are."""
 
 MAX_HEADER = 8 << 20
 MAX_BLOB = 512 << 20
@@ -35,7 +40,14 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Acquire(Message, tag=0, frozen=True):
-    """Launcher to worker: what are the ranks?"""
+    """Launcher to worker: what are the ranks?
+
+    Attributes:
+        protocol, release: `PROTOCOL` and Inflight's version there, as in the messages below; who says none has 1.
+    """
+
+    protocol: int = 1
+    release: str = ""
 
 
 class RankPlace(msgspec.Struct, array_like=True, frozen=True):
@@ -57,6 +69,8 @@ class GroupConfig(Message, tag=1, frozen=True):
     servable: str
     rank_table: str
     ranks: list[RankPlace]
+    protocol: int = 1
+    release: str = ""
 
 
 class AgentsFailed(Message, tag=2, frozen=True):
@@ -100,6 +114,8 @@ class Register(Message, tag=5, frozen=True):
     address: str
     device_type: str
     graphs: list[WireGraph]
+    protocol: int = 1
+    release: str = ""
 
 
 class Registered(Message, tag=6, frozen=True):
@@ -107,9 +123,14 @@ class Registered(Message, tag=6, frozen=True):
 
 
 class Refused(Message, tag=7, frozen=True):
-    """Worker to whoever asked: no, and why."""
+    """Worker to whoever asked: no, and why.
+
+    Attributes:
+        final: it will not be otherwise later.
+    """
 
     text: str
+    final: bool = False
 
 
 class WireTensor(msgspec.Struct, array_like=True, frozen=True):
@@ -181,6 +202,18 @@ AnyMessage: TypeAlias = (
     | Exit
     | RankEnded
 )
+
+
+def mismatch(theirs: Acquire | GroupConfig | Register, here: str, there: str) -> str:
+    """What is wrong where the other side has another protocol; empty: it has this one. Args: here, there: the sides."""
+    if theirs.protocol == PROTOCOL:
+        return ""
+    release = theirs.release or "that does not say its version"
+    return (
+        f"{there} speaks version {theirs.protocol} of the protocol for agents (Inflight {release}), {here} speaks "
+        f"version {PROTOCOL} (Inflight {__version__}): install one version of Inflight on both sides"
+    )
+
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)

@@ -15,22 +15,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from inflight import __version__
 from inflight.config import RanksConfig
 from inflight.contract import GraphSpec, TensorSpec
 from inflight.distributed import AgentsConfig, GroupModel, Launcher, Loss, RankGroup, check_ranks, read_rank_table
 from inflight.distributed import agent as agent_module
 from inflight.distributed import gathering as gathering_module
 from inflight.distributed import group as group_module
+from inflight.distributed import launcher as launcher_module
 from inflight.distributed import messages as messages_module
 from inflight.distributed.agent import Agent, AgentJob
 from inflight.distributed.connection import Connection, connect
 from inflight.distributed.messages import (
     PREFIX,
+    PROTOCOL,
     Acquire,
     AgentsFailed,
     AnyMessage,
     Exit,
     GroupConfig,
+    Meet,
     Ping,
     Pong,
     Predict,
@@ -476,6 +480,87 @@ def test_strangers_are_turned_away_and_ranks_come_all_the_same(opened: Open, mon
                 pass
     making.ranks(2)
     assert making.group().run(ONES)[0][0, 0] == 12
+
+
+def ended(stranger: socket.socket) -> bool:
+    """Whether the other side has closed the connection."""
+    stranger.settimeout(0)
+    try:
+        return stranger.recv(1 << 16, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_agents_find_room_among_strangers(opened: Open) -> None:
+    """Those who say nothing go first, the oldest before the others; then those who said that they load, though not
+    for as long as there is room."""
+    making = opened(2)
+    host, port = making.address.split(":")
+    loading = connect(making.address, 10)
+    loading.send(Meet(""))
+    strangers = [socket.create_connection((host, int(port)), 10) for _ in range(2 * gathering_module.MAX_GUESTS)]
+    began = time.monotonic()
+    making.ranks(2)
+    assert making.group().run(ONES)[0][0, 0] == 12
+    assert time.monotonic() - began < gathering_module.STRANGER_SECONDS, "they waited for the strangers' end"
+    assert ended(strangers[0])
+    assert not ended(strangers[-1])
+    assert not ended(loading._sock)
+    for stranger in strangers:
+        stranger.close()
+    others = [connect(making.address, 10) for _ in range(gathering_module.MAX_GUESTS + 2)]
+    for one in others:
+        one.send(Meet(""))
+    eventually(lambda: ended(loading._sock))
+    for one in (loading, *others):
+        one.release()
+
+
+def test_nobody_stays_by_asking_again_and_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathering_module, "STRANGER_SECONDS", 0.3)
+    monkeypatch.setattr(gathering_module, "LOAD_SECONDS", 0.3)
+    making = opened(2)
+    first = connect(making.address, 10)
+    first.send(Meet("127.0.0.1:1"))
+    asking = connect(making.address, 10)
+    began = time.monotonic()
+    while asking.send(Meet("")) and asking.receive(5) is not None:
+        assert time.monotonic() - began < 5
+        time.sleep(0.02)
+    for one in (first, asking):
+        one.release()
+
+
+def test_versions_that_differ_are_named(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On whichever side somebody reads, at once."""
+    making = opened(1)
+    wanted = [f"version {PROTOCOL} (Inflight {__version__})", "install one version of Inflight on both sides"]
+    for message in (Acquire(PROTOCOL + 1, "9.9"), Register(0, "127.0.0.1:7000", "cpu", [], PROTOCOL + 1, "9.9")):
+        connection = connect(making.address, 10)
+        connection.known = True
+        connection.send(message)
+        received = connection.receive(10)
+        assert received is not None
+        assert isinstance(received[0], Refused)
+        for text in (f"version {PROTOCOL + 1} of the protocol for agents (Inflight 9.9)", *wanted):
+            assert text in received[0].text
+        connection.release()
+    assert "version 2 of the protocol" in caplog.text
+    launcher = Launcher(AgentsConfig(making.address, ((str(tmp_path),),)))
+    monkeypatch.setattr(launcher_module, "PROTOCOL", PROTOCOL + 1)
+    with pytest.raises(StartError, match="the agents' side speaks version 2 of the protocol"):
+        launcher.start()
+    monkeypatch.setattr(launcher_module, "PROTOCOL", PROTOCOL)
+    monkeypatch.setattr(messages_module, "PROTOCOL", PROTOCOL + 1)  # of this side; the worker has said its own
+    with pytest.raises(StartError, match="speaks version 1 of the protocol"):
+        launcher_module._checked(GroupConfig("add", "", []), making.address)
+    monkeypatch.undo()
+    making.ranks(1)  # whose messages say nothing of a version, as those before it was compared
+    making.group()
 
 
 TOKEN = "a token that nobody guesses"
