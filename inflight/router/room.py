@@ -112,8 +112,7 @@ class Room:
         for victim in goes:
             ended = await self._end(victim)
             ends.append(ended)
-            self._leaving[ended] = sizes[victim]
-            ended.add_done_callback(lambda ended: self._leaving.pop(ended, None))
+            self.leaves(victim, sizes[victim], ended)
             log.info("model '%s' is unloaded to make room for '%s'", victim, name)
         for ended in ends:
             await asyncio.wait([ended])  # others may wait for it, too
@@ -124,6 +123,16 @@ class Room:
             if held <= limit:
                 break
             await asyncio.wait(list(self._leaving), return_when=asyncio.FIRST_COMPLETED)
+
+    def leaves(self, name: str, size: int, ended: asyncio.Future[object]) -> None:
+        """Counts a model that was taken out of service until its processes have ended.
+
+        Args:
+            size: bytes of its files, or more.
+            ended: is done then.
+        """
+        self._leaving[ended] = max(size, self._measured.get(name, 0))
+        ended.add_done_callback(lambda ended: self._leaving.pop(ended, None))
 
     def gave_up(self, name: str) -> None:
         """A model whose room was kept could not be loaded."""
@@ -179,7 +188,7 @@ class Room:
                 if not each.busy and not each.changing and now - max(each.used, since) >= limit:
                     log.info("model '%s' had no request for %g seconds and is unloaded", each.name, limit)
                     try:
-                        await self._end(each.name)
+                        self.leaves(each.name, each.files, await self._end(each.name))
                     except InflightError as error:
                         log.warning("model '%s' cannot be unloaded: %s", each.name, error)
             await asyncio.sleep(min(1.0, limit / 4))

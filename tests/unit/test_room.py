@@ -79,6 +79,23 @@ def test_memory_is_free_when_the_processes_that_had_it_have_ended() -> None:
     run(test)
 
 
+def test_memory_of_what_was_idle_is_free_when_its_processes_have_ended() -> None:
+    async def test() -> None:
+        models = Models(RoomConfig(max_loaded_memory=10, idle_timeout=0.05), a=8)
+        models.room.begin()
+        while "a" not in models.leaving:
+            await asyncio.sleep(0.01)
+        small, large = (asyncio.ensure_future(models.load(name, size)) for name, size in (("b", 2), ("c", 3)))
+        await small
+        await settled()
+        assert not large.done()
+        models.leaving["a"].set_result(None)
+        await large
+        models.room.stop()
+
+    run(test)
+
+
 def test_a_load_that_is_given_up_leaves_the_others_their_ends() -> None:
     async def test() -> None:
         models = Models(RoomConfig(max_loaded=1), a=1)
