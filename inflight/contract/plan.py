@@ -455,8 +455,8 @@ class ShardOffer(msgspec.Struct, frozen=True):
         states: no slots: the model has no recurrent layers.
         prompt_cache: name of this rank's folder within `ModelConfig.prompt_cache`; empty: no cache is kept in files.
         adapters: numbers of the adapters that are loaded.
-        contents: with a prompt cache, of each adapter that the rank began with its number and `adapter_digest`, which is 0
-            where its files changed while it was loaded.
+        contents: with a prompt cache, the number and the `adapter_digest` of each adapter that the rank began with; the
+            digest is 0 where the files changed while it was loaded.
     """
 
     model: ModelFacts

@@ -66,8 +66,8 @@ class Adapters:
         return adapter.number
 
     def content(self, number: int) -> int:
-        """A number made of what the adapter's files hold, by which its prompts are kept in files; 0: it is not known, or
-        replicas have other ones than each other."""
+        """A number made of what the adapter's files hold, by which its prompts are kept in files; 0: it is not known,
+        or not the same on all replicas."""
         told = {contents[number] for contents in self._contents.values() if number in contents}
         if number >= BY_CONTENT:
             told.add(number)

@@ -13,7 +13,7 @@ import msgspec
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, processors
 from inflight.contract import NEWEST, MethodInfo
-from inflight.errors import ConfigError, InflightError, StartError, Unavailable
+from inflight.errors import ConfigError, InflightError, InvalidRequest, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Launch
@@ -60,6 +60,8 @@ class Fleet:
         self._groups: dict[str, dict[int, Group]] = {}  # by servable and version, in the order of their start
         self._aside: list[Group] = []  # those that load beside others, and those that answer their last requests
         self._tasks: set[asyncio.Task[None]] = set()  # keeps them alive; their order does not matter
+        self._gathers: dict[Group, str] = {}  # where the agents of distributed servables register
+        self._retiring: dict[Group, asyncio.Task[None]] = {}
         self.inbox = Arena(create_file("inflight-inbox", physical_memory()))
         self.stopping = False
 
@@ -146,6 +148,18 @@ class Fleet:
                 raise StartError(f"Fail to start workers: {error}") from error
             raise
 
+    def check_again(self, name: str) -> None:
+        """Raises InvalidRequest: what serves under the name cannot have another one beside it, because its agents can
+        register with one group only."""
+        for group in self.versions(name).values():
+            if (address := self._gathers.get(group)) is not None:
+                raise InvalidRequest(
+                    f"distributed servable '{name}' serves with the agents that registered on {address}, which a "
+                    f"second group cannot have beside it: unload it first (inflight models unload {name}), then load "
+                    "it; 'inflight agents' starts its agents again by itself, a script with startup_agents has to be "
+                    "run again"
+                )
+
     async def load(self, configs: Sequence[ServableConfig]) -> None:
         """Starts versions of one servable beside what serves under its name, lets them take over when all are ready,
         and ends the others when these have answered their last requests.
@@ -160,9 +174,11 @@ class Fleet:
         if self.stopping:
             raise StartError("the server stops")
         name = configs[0].name
+        self.check_again(name)
         groups = [self._make_group(config) for config in configs]
         self._aside += groups
         try:
+            await self._left([config.ranks.address for config in configs if config.ranks is not None])
             await _all(self._start_replicas(*each, _threads(configs)) for each in zip(groups, configs))
             if self.stopping:
                 raise StartError("the server stops")
@@ -190,6 +206,13 @@ class Fleet:
         """
         return [self._retire(group) for group in self._groups.pop(name, {}).values()]
 
+    async def _left(self, addresses: Sequence[str]) -> None:
+        """Waits until the groups that answer their last requests have left these addresses to others, which takes no
+        longer than `drain_timeout` lets them."""
+        leaving = [task for group, task in self._retiring.items() if self._gathers.get(group) in addresses]
+        if leaving:
+            await asyncio.wait(leaving)
+
     def _retire(self, group: Group) -> asyncio.Task[None]:
         self._aside.append(group)
         for generator in group.generators.values():
@@ -206,10 +229,13 @@ class Fleet:
         task = asyncio.get_running_loop().create_task(end())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        self._retiring[group] = task
+        task.add_done_callback(lambda _: self._retiring.pop(group, None))
         return task
 
     async def _forget(self, group: Group) -> None:
         """Takes an ended group that was aside out of the lists and the metrics."""
+        self._gathers.pop(group, None)
         if group in self._aside:
             self._aside.remove(group)
         successor = self.versions(group.name).get(group.version)
@@ -274,6 +300,7 @@ class Fleet:
         versions.pop(group.version, None)
         if not versions:
             self._groups.pop(group.name, None)
+        self._gathers.pop(group, None)
         for replica in group.replicas:
             self._metrics.replica(group.name, group.version, replica.label, None)
 
@@ -305,6 +332,7 @@ class Fleet:
         if self._config.cluster.cluster is not None:
             log.warning("servable '%s' runs on this machine: the cluster is for language models only", config.name)
         if config.ranks is not None:
+            self._gathers[group] = config.ranks.address
             if config.ranks.exposed:
                 log.warning(
                     "whoever reaches %s can take part in distributed servable '%s': give the servable and its agents "

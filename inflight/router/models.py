@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, check
 from inflight.contract import NEWEST, Generator, KnownModel, ModelState, ServableStatus
 from inflight.errors import ConfigError, InflightError, InvalidRequest, NotFound, StartError
@@ -285,6 +287,7 @@ class Models:
         model = self._model(configs[0].name)
         async with model.changes:
             self._check_settled(model.name)
+            self._fleet.check_again(model.name)
             model.loading = [config.version or 1 for config in configs]
             try:
                 files = await asyncio.to_thread(self._size, configs)
@@ -352,7 +355,8 @@ class Models:
         if name not in self._models and self.adapters.has(name):
             await self.adapters.unload(name)
             return
-        await self.end(name)
+        ended = await self.end(name)
+        self.room.leaves(name, self._model(name).files, ended)
 
     async def end(self, name: str, why: str = UNLOADED) -> asyncio.Future[Any]:
         """As `unload`. Returns what is done when its processes have ended. Args: why: it is in the index."""
@@ -424,7 +428,19 @@ class Models:
             raise NotFound(
                 f"the model '{name}' has none of the versions {policy}; it has: {', '.join(map(str, found.versions))}"
             )
-        return configurations(found, versions, self._values, name=name)
+        return self._with_ranks(name, configurations(found, versions, self._values, name=name))
+
+    def _with_ranks(self, name: str, configs: list[ModelConfiguration]) -> list[ModelConfiguration]:
+        """Folders do not say where the ranks of a distributed servable are: it keeps those that it had."""
+        known = self._models[name].configs if name in self._models else []
+        ranks = next(
+            (each.ranks for each in known if isinstance(each, ServableConfig) and each.ranks is not None), None
+        )
+        if ranks is None:
+            return configs
+        return [
+            msgspec.structs.replace(each, ranks=ranks) if isinstance(each, ServableConfig) else each for each in configs
+        ]
 
     def _again(self, name: str, parameters: Mapping[str, Any]) -> list[ModelConfiguration]:
         model = self._models.get(name)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,19 +236,22 @@ TOKEN = "a token that nobody guesses"
 
 
 @contextmanager
-def commands(folder: Path, *options: str, environment: Mapping[str, str] = {}) -> Iterator[tuple[str, Served]]:
-    """`inflight agents` for the servable of `write_servable`, and `inflight serve`; the agents' address too."""
+def commands(
+    folder: Path, *options: str, served: Sequence[str] = (), environment: Mapping[str, str] = {}
+) -> Iterator[tuple[str, Served]]:
+    """`inflight serve` for the servable of `write_servable`, and `inflight agents`. Args: served: options of the server
+    alone."""
     address = f"127.0.0.1:{free_port()}"
     write_servable(folder)
     files = [str(folder / "model" / f"device{rank}" / "add.mindir") for rank in range(2)]
     ask = ["-m", "inflight.cli", "agents", *files, "--agents-address", address, "--agent-start-port", str(free_port())]
     table = str(folder / "rank_table.json")
-    serving = [str(folder / "add"), "--rank-table", table, "--agents-address", address, *options]
+    serving = [str(folder / "add"), "--rank-table", table, "--agents-address", address, *options, *served]
     with (
         process(folder, *ask, *options, environment=environment) as agents,
-        serve(folder, *serving, environment=environment) as served,
+        serve(folder, *serving, environment=environment) as server,
     ):
-        yield served.http, agents
+        yield server.http, agents
 
 
 def add(http: str) -> Any:
@@ -266,6 +269,31 @@ def test_commands_with_a_token_serve_and_their_agents_come_back(tmp_path: Path) 
         assert TOKEN not in " ".join(
             word for child in psutil.Process(agents.pid).children() for word in child.cmdline()
         )
+
+
+SUM = {"instances": [{"y": [[2.0, 3.0], [4.0, 5.0]]}]}
+
+
+@pytest.mark.parametrize("listed", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_a_second_group_cannot_come_beside_the_first_one(tmp_path: Path, listed: bool) -> None:
+    """It is refused at once and the first one serves on. Unloaded and loaded again it has the agents that come back,
+    also where it is found in a folder of models."""
+    options = ["--admin", *(["--repository", str(tmp_path)] if listed else [])]
+
+    def change(http: str, verb: str) -> tuple[int, str]:
+        status, data = request(http, "POST", f"/v2/repository/models/add/{verb}", b"{}")
+        return status, data.decode()
+
+    with commands(tmp_path, served=options) as (http, _):
+        assert add(http) == SUM
+        began = time.monotonic()
+        status, text = change(http, "load")
+        assert (status, "unload it first (inflight models unload add)" in text) == (400, True), text
+        assert time.monotonic() - began < 5
+        assert add(http) == SUM
+        assert change(http, "unload")[0] == 200
+        assert change(http, "load")[0] == 200
+        assert add(http) == SUM
 
 
 STAGES = """
