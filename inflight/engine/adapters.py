@@ -14,7 +14,7 @@ from inflight.config import AdapterConfig
 from inflight.contract import ShardOffer
 from inflight.engine.executor import Executor
 from inflight.engine.streams import Streams
-from inflight.errors import InflightError, InvalidRequest, NotFound, Unavailable, WorkerLost
+from inflight.errors import InflightError, InvalidRequest, NotFound, StartError, Unavailable, WorkerLost
 from inflight.sched import BY_CONTENT
 from inflight.startup import aside, failed_load
 
@@ -29,6 +29,14 @@ def number_of(folder: Path) -> int:
         StartError, OSError: the folder holds no adapter, or it cannot be read.
     """
     return BY_CONTENT | adapter_digest(folder)
+
+
+async def _read(name: str, folder: Path) -> int:
+    """`number_of`, on a thread of its own. Raises StartError: it cannot be read."""
+    try:
+        return await aside(partial(number_of, folder), "adapter")
+    except (InflightError, OSError) as error:
+        raise failed_load(f"the adapter '{name}'", error, folder) from error
 
 
 class Adapters:
@@ -92,11 +100,11 @@ class Adapters:
                     f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set "
                     "'load_inplace' to True."
                 )
-            try:
-                number = await aside(partial(number_of, folder), "adapter")
-            except (InflightError, OSError) as error:
-                raise failed_load(f"the adapter '{name}'", error, folder) from error
+            number = await _read(name, folder)
             await self._give(AdapterConfig(name, folder, number=number), executors)
+            if await _read(name, folder) != number:  # ranks may have other factors than the number says
+                self._take_back(number, executors)
+                raise StartError(f"the files of the adapter '{name}' changed while it was loaded; load it again")
             self._forget(name)
             self._known[name] = AdapterConfig(name, folder, number=number)
             self._leaving = [each for each in self._leaving if each != number]
@@ -110,12 +118,16 @@ class Adapters:
         refusals = [each for each in told if isinstance(each, BaseException) and not isinstance(each, WorkerLost)]
         if not refusals and len(lost) < len(told):
             return
-        if adapter.number not in [*(each.number for each in self._known.values()), *self._leaving]:
-            for executor in executors:
-                executor.drop_adapter(adapter.number)
+        self._take_back(adapter.number, executors)
         if refusals:
             raise refusals[0]
         raise Unavailable("the model's worker is being started again; load the adapter when it is up")
+
+    def _take_back(self, number: int, executors: Sequence[Executor]) -> None:
+        """Has an adapter forgotten that was not loaded, unless another name stands for the same one."""
+        if number not in [*(each.number for each in self._known.values()), *self._leaving]:
+            for executor in executors:
+                executor.drop_adapter(number)
 
     async def unload(self, name: str, executors: Sequence[Executor]) -> None:
         """Takes an adapter out of service. Requests that began with it end with it.

@@ -29,7 +29,9 @@ from inflight.contract import (
     whole,
 )
 from inflight.engine import Executor
+from inflight.engine.adapters import Adapters
 from inflight.engine.prompt_cache import PromptCache, _Load
+from inflight.errors import InvalidRequest, StartError
 from inflight.kernels import NativeProgram, checksum, native_reason
 from inflight.llm import LLM, Generation
 from inflight.metrics import PromptCacheCounts
@@ -186,6 +188,28 @@ def test_an_adapter_whose_files_change_finds_nothing_of_before(
         again = ask(llm)
         assert same(again, wanted)
         assert again.cached == counts(llm).tokens == 592
+
+
+def test_an_adapter_whose_files_change_while_it_is_loaded_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its number is made of what they held, and files are found by it."""
+    first, second = (save_adapter(checkpoints["plain"], tmp_path / name, seed) for seed, name in enumerate("ab"))
+    given, worn = Adapters._give, tmp_path / "worn"
+    shutil.copytree(first, worn)
+
+    async def give(self: Adapters, *arguments: Any) -> None:
+        await given(self, *arguments)
+        shutil.copytree(second, worn, dirs_exist_ok=True)
+
+    with opened(checkpoints["plain"], None) as llm:
+        monkeypatch.setattr(Adapters, "_give", give)
+        with pytest.raises(StartError, match="the adapter 'red' changed while it was loaded; load it again"):
+            llm.load_adapter("red", worn)
+        with pytest.raises(InvalidRequest, match="served here: none"):
+            llm.generate([[3, 4]], max_new_tokens=1, adapter="red")
+        llm.load_adapter("red", worn)
+        assert llm.generate([[3, 4]], max_new_tokens=1, adapter="red")
 
 
 def damaged(file: Path, how: str) -> None:
