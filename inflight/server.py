@@ -33,7 +33,7 @@ from inflight.frontends import Control, Keys, Sequences, grpc_app, http_app, loa
 from inflight.metrics import Metrics
 from inflight.repository import Names
 from inflight.router import Router
-from inflight.startup import failed_load
+from inflight.startup import LOOK, Wakeups, failed_load, wait_until, waited_for
 from inflight.wire import GRPC, RESTFUL, Kind, Listener, listen_grpc, listen_http, success_line
 
 log = logging.getLogger("inflight")
@@ -44,6 +44,13 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 ANSWER_GRACE = 3.0
 """Seconds after `stop_timeout` in which the workers end and unfinished requests are answered with an error."""
+
+END_SECONDS = 60.0
+"""Seconds after `stop_timeout` in which everything must have ended; then the server's thread ends without the rest.
+Killing what does not end by itself takes some 25 s (`WorkerHandle.end`, `Listener.close`)."""
+
+DRAIN_SECONDS = 5.0
+"""Seconds that cancelled tasks have to end before their loop is closed."""
 
 SAME_SIGNAL = 0.5
 """Seconds in which a second signal counts as a repetition of the first: `timeout` and shells signal a process and then
@@ -91,7 +98,9 @@ class Server:
         self._reload: asyncio.Task[None] | None = None
         self._callbacks: list[Callable[[], None]] = []
         self._old_handlers: dict[int, Any] = {}
-        self._signalled: float | None = None  # time of the first signal by `time.monotonic`
+        self._wakeups = Wakeups()
+        self._told = False  # of a signal, by `_wakeups`
+        self._signalled: float | None = None  # time at which the first signal was handled by `time.monotonic`
         self._failure: OSError | None = None
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._loop = uvloop.new_event_loop()
@@ -294,7 +303,7 @@ class Server:
     @property
     def signalled(self) -> bool:
         """Whether SIGINT or SIGTERM has arrived; the failure of a start is then not an error."""
-        return self._signalled is not None
+        return self._told or self._signalled is not None
 
     def stop(self) -> None:
         """Stops accepting, waits for running requests, ends the workers. Idempotent; returns when all is done."""
@@ -310,7 +319,7 @@ class Server:
 
     def wait(self) -> None:
         """Returns when the server has stopped, for whatever reason."""
-        self._stopped.wait()
+        wait_until(self._stopped)
         self._thread.join()
         self._give_back_signals()
 
@@ -321,6 +330,7 @@ class Server:
 
         async def main() -> None:
             self._finished = asyncio.Event()
+            self._wakeups.follow(self._loop, self._on_wakeup)
             try:
                 self._router = Router(
                     self._config, self._metrics, os.environ.get("INFLIGHT_RUNTIMES"), self._all_lost, self._values
@@ -336,6 +346,7 @@ class Server:
             self._loop.run_until_complete(main())
         finally:
             _drain(self._loop)
+            self._wakeups.leave(self._loop)
             self._loop.close()
             self._stopped.set()
             for call in list(self._calls):
@@ -353,6 +364,8 @@ class Server:
         if self._stopped.is_set():
             future.cancel()
         try:
+            while not concurrent.futures.wait([future], LOOK).done:  # handlers of signals run meanwhile
+                pass
             return future.result()
         except (concurrent.futures.CancelledError, StartError) as error:
             if isinstance(error, StartError) and self._stop_task is None:
@@ -435,7 +448,9 @@ class Server:
             router = self._running_router()
             # The router answers all requests first, so that no door closes a connection that waits for an answer.
             grace = self._config.stop_timeout + ANSWER_GRACE
-            await asyncio.gather(router.stop(), *(listener.close(grace) for listener in self._listeners))
+            parts = {"the router": router.stop()}
+            parts |= {f"the door at {each.address}": each.close(grace) for each in self._listeners}
+            await _ended(parts, self._config.stop_timeout + END_SECONDS)
         finally:
             self._finished.set()
 
@@ -449,6 +464,7 @@ class Server:
                 self._old_handlers[number] = signal.signal(number, self._on_signal)
             if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL and not _has_terminal():
                 self._old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
+            self._wakeups.take()
 
     def _give_back_signals(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -456,6 +472,13 @@ class Server:
                 if signal.getsignal(number) in (self._on_signal, self._on_hangup):
                     signal.signal(number, handler)
             self._old_handlers.clear()
+            self._wakeups.give_back()
+
+    def _on_wakeup(self, number: int) -> None:
+        """A signal has come, whose handler may run later, if the main thread waits. Runs on the loop."""
+        if number in SIGNALS and signal.getsignal(number) == self._on_signal:
+            self._told = True
+            self._begin_stop()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
@@ -502,11 +525,28 @@ def _has_terminal() -> bool:
     return True
 
 
+async def _ended(parts: Mapping[str, Coroutine[Any, Any, None]], seconds: float) -> None:
+    """Runs what ends the parts of a server, and says in the log what it waits for. The first failure is raised; what
+    has not ended after `seconds` is cancelled."""
+    tasks = {name: asyncio.ensure_future(work) for name, work in parts.items()}
+    whole = asyncio.wait_for(asyncio.gather(*tasks.values()), seconds)
+
+    def left() -> str:
+        return ", ".join(name for name, task in tasks.items() if not task.done())
+
+    try:
+        await waited_for(lambda: f"the server stops, and {left()} has not ended", whole)
+    except asyncio.TimeoutError:
+        log.error("the server ends, a part of which has not within %g seconds", seconds)
+
+
 def _drain(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancels the tasks of a loop before it is closed."""
+    """Cancels the tasks of a loop before it is closed, and waits for them, for a while."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
     if tasks:
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        _, left = loop.run_until_complete(asyncio.wait(tasks, timeout=DRAIN_SECONDS))
+        for task in left:
+            log.error("the server ends without a task that did not: %r", task)
     loop.run_until_complete(loop.shutdown_asyncgens())

@@ -11,6 +11,7 @@ from inflight.commands.options import Command, Option, UsageError, configure_log
 from inflight.config import AGENTS_SETTINGS, AgentsConfig, check_exposed, files, filled, one_of
 from inflight.early import stop_cleanly
 from inflight.errors import ConfigError
+from inflight.startup import wait_until
 
 EXAMPLES = """\
 examples:
@@ -68,7 +69,7 @@ def run(values: Mapping[str, Any]) -> int:
 
     launcher = Launcher(config)
     launcher.start()
-    launcher.ended.wait()
+    wait_until(launcher.ended)
     return 0
 
 

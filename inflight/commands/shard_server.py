@@ -9,11 +9,12 @@ answers `generate.v3` on the unix socket `<uds-path>-n`, whose file appears when
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import queue
 import signal
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from inflight.config import QUANTIZE, SETTINGS, AdapterConfig, Field, GeneratorC
 from inflight.contract import ShardJob
 from inflight.early import stop_cleanly
 from inflight.errors import ConfigError, InflightError
-from inflight.startup import failed_load, one_line
+from inflight.startup import LOOK, failed_load, one_line
 
 PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0
@@ -197,15 +198,30 @@ def _serve(job: ShardJob, config: GeneratorConfig, uds_path: str, log: _Log) -> 
     names = [one.name for one in config.model.adapters]
     guesses = _NO_GUESSES if config.policy.speculate is None else config.policy.speculate
     server = serve_rank(runner, tokenizer, job.rank, job.world_size, uds_path, names, images, sees, guesses)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signals = Signals()
     log(f"Server started at unix://{server.path}")
-    stop.wait()
+    signals.wait()
     server.stop(STOP_GRACE)
     if images is not None:
         images.close()
     return 0
+
+
+class Signals:
+    """SIGINT and SIGTERM, from now on. A queue, because an event must not be set in a handler: it may have interrupted
+    whoever holds the event's lock."""
+
+    def __init__(self) -> None:
+        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _frame: self._came.put(number))
+
+    def wait(self) -> None:
+        """Returns when one has come."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                self._came.get(timeout=LOOK)
+                return
 
 
 class _Log:

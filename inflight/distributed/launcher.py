@@ -80,7 +80,7 @@ class Launcher:
         self.ended = threading.Event()
 
     def stop(self) -> None:
-        """Ends the agents, from any thread or signal handler. `ended` is set when that is done."""
+        """Ends the agents, from any thread. `ended` is set when that is done."""
         self._stopping.set()
 
     @property
@@ -316,7 +316,8 @@ class Launcher:
         self._old_handlers.clear()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.stop()
+        # Not from the handler itself: it may have interrupted a holder of the event's lock.
+        threading.Thread(target=self.stop, daemon=True).start()
 
 
 def _checked(group: GroupConfig, address: str) -> GroupConfig:

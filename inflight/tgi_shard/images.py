@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -19,6 +21,8 @@ START = 600.0
 """Seconds that the start of the worker may take."""
 ENCODING = 120.0
 """Seconds that the images of one request may take."""
+STOP_SECONDS = 30.0
+"""Seconds that the end of the worker may take, some 12 where it must be killed."""
 
 
 class ChunkReader:
@@ -73,7 +77,8 @@ class ChunkReader:
 
     def close(self) -> None:
         """Ends the worker."""
-        self._wait(self._vision.stop(), None)
+        with contextlib.suppress(concurrent.futures.TimeoutError):  # the worker ends with this process, too
+            self._wait(self._vision.stop(), STOP_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

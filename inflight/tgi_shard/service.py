@@ -26,6 +26,8 @@ log = logging.getLogger("inflight")
 
 SERVICE = "generate.v3.TextGenerationService"
 UNLIMITED = -1
+CUT_SECONDS = 5.0
+"""Seconds that calls have to end once they are cut."""
 _REASONS = {
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.EOS: pb.FINISH_REASON_EOS_TOKEN,
@@ -320,8 +322,9 @@ class RankServer:
         self._server.start()
 
     def stop(self, grace: float) -> None:
-        """Ends calls within `grace` seconds and removes the socket."""
-        self._server.stop(grace).wait()
+        """Ends calls within `grace` seconds, after which they are cut, and removes the socket."""
+        if not self._server.stop(grace).wait(grace + CUT_SECONDS):
+            log.error("calls of unix:%s have not ended", self.path)
         self.path.unlink(missing_ok=True)
 
 

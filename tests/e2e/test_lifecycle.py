@@ -113,6 +113,7 @@ def test_signal_handlers_are_given_back(work: ServableConfig) -> None:
     with running(work):
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_two_servers_in_one_process_do_not_meet(work: ServableConfig) -> None:
@@ -188,7 +189,7 @@ def test_all_children_are_workers_and_come_back_when_killed(work: ServableConfig
 # `inflight serve`
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_serve_ends_at_once_when_nothing_runs(work: ServableConfig, number: int) -> None:
     memory = shared_memory()
     with serve(work.directory.parent, str(work.directory / "work")) as served:
@@ -349,7 +350,7 @@ print("the script ends", flush=True)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_script_may_end_and_its_server_lives_on(work: ServableConfig, number: int) -> None:
     with process(work.directory.parent, "-c", SCRIPT, str(work.directory)) as script:
         script.http = script.line("http ")
@@ -363,6 +364,37 @@ def test_a_script_may_end_and_its_server_lives_on(work: ServableConfig, number: 
         assert running_nap.result() == {"instances": [{"pid": processes[0]}]}
         assert "stopped" in script.stdout.read_text()
         check_gone(script, processes, shared_memory(), 0.5)
+
+
+NOBODY_WAKES = """
+import signal, sys, threading, time
+from inflight.config import ListenConfig
+from inflight.server import Server
+
+server = Server()
+server.on_stopped(lambda: print("stopped", flush=True))
+print("http", server.start_http(ListenConfig("127.0.0.1:0")), flush=True)
+
+def take():
+    time.sleep(0.2)  # the main thread waits by then
+    signal.pthread_kill(threading.get_ident(), int(sys.argv[2]))
+
+threading.Thread(target=take, daemon=True).start()
+if sys.argv[1] == "waits":
+    server.wait()
+"""
+
+
+@linux
+@pytest.mark.parametrize(("main", "number"), [("waits", signal.SIGTERM), ("has ended", signal.SIGINT)])
+def test_a_signal_that_interrupts_no_wait_stops_the_server(main: str, number: int, tmp_path: Path) -> None:
+    """As one that comes in the moment before the main thread begins to wait, or that another thread takes: Python does
+    not run its handler before that wait ends."""
+    with process(tmp_path, "-c", NOBODY_WAKES, main, str(int(number))) as script:
+        script.line("http ")
+        assert script.process.wait(20) == 0
+        assert "stopped" in script.stdout.read_text()
+        assert "Traceback" not in script.stderr.read_text()
 
 
 def test_an_idle_stream_of_requests_does_not_hold_up_the_end(work: ServableConfig) -> None:

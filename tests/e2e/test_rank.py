@@ -12,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +24,7 @@ import grpc
 import pytest
 from PIL import Image
 
+from inflight.commands.shard_server import Signals
 from inflight.contract import Sampling
 from inflight.llm import LLM
 from inflight.proto import generate_pb2 as pb
@@ -412,3 +415,24 @@ def _picture(colour: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (70, 90), colour).save(file, "PNG")
     return file.getvalue()
+
+
+def test_a_signal_that_another_thread_takes_ends_the_wait() -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        signals = Signals()
+
+        def take() -> None:
+            time.sleep(0.1)  # the main thread waits by then
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        taker = threading.Thread(target=take)
+        taker.start()
+        start = time.monotonic()
+        signals.wait()
+        assert time.monotonic() - start < 10, "0.5 s on an idle machine"
+        taker.join(10)
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
