@@ -15,8 +15,6 @@ from tests.e2e.running import Served, request, serve
 from tests.e2e.test_image_clients import FILES, SEES
 from tests.e2e.test_openai import FAMILIES, POCKET, SCHEMA
 
-anthropic = pytest.importorskip("anthropic", reason="the client of Anthropic is not installed")
-
 CHAT: Any = [{"role": "user", "content": "What is Inflight?"}]
 TOOLS: Any = [
     {"name": "weather", "description": "The weather.", "input_schema": SCHEMA},
@@ -28,6 +26,11 @@ THINKS = (
     "{% for one in messages %}{{ one.content }}{% endfor %}<think>\n{% if not enable_thinking %}\n</think>\n{% endif %}"
 )
 SYSTEM = "You answer questions about servers, briefly and to the point. " * 4
+
+
+def library() -> Any:
+    """Anthropic's client. Its import takes seconds, which only who runs these tests needs to wait."""
+    return pytest.importorskip("anthropic", reason="the client of Anthropic is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, light_python: str) -> Itera
 
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[Any]:
-    with anthropic.Anthropic(base_url=f"http://{served.http}", api_key=KEY, max_retries=0, timeout=60) as made:
+    with library().Anthropic(base_url=f"http://{served.http}", api_key=KEY, max_retries=0, timeout=60) as made:
         yield made
 
 
@@ -100,7 +103,7 @@ def test_models(client: Any) -> None:
     assert "pocket" in ids
     for id in ids:
         assert client.models.retrieve(id).max_input_tokens > 0
-    with pytest.raises(anthropic.NotFoundError):
+    with pytest.raises(library().NotFoundError):
         client.models.retrieve("nobody")
 
 
@@ -195,19 +198,19 @@ def test_errors_are_anthropics(served: Served, client: Any) -> None:
         return raised.value.body["error"]["type"]
 
     asked: Any = {"model": "pocket", "max_tokens": 4, "messages": CHAT}
-    with pytest.raises(anthropic.NotFoundError) as missing:
+    with pytest.raises(library().NotFoundError) as missing:
         client.messages.create(**{**asked, "model": "claude-opus"})
     assert body_of(missing) == "not_found_error"
     for wrong in ({"messages": []}, {"max_tokens": 0}, {"max_tokens": "many"}, {"extra_body": {"temperature": -1.0}}):
-        with pytest.raises(anthropic.BadRequestError) as refused:
+        with pytest.raises(library().BadRequestError) as refused:
             client.messages.create(**{**asked, **wrong})
         assert body_of(refused) == "invalid_request_error"
     picture: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk="}}
-    with pytest.raises(anthropic.BadRequestError, match="reads text only"):
+    with pytest.raises(library().BadRequestError, match="reads text only"):
         client.messages.create(**{**asked, "messages": [{"role": "user", "content": [picture]}]})
-    with pytest.raises(anthropic.BadRequestError, match="must have less than"):
+    with pytest.raises(library().BadRequestError, match="must have less than"):
         client.messages.create(**{**asked, "messages": [{"role": "user", "content": "long " * 2000}]}, stream=True)
-    with pytest.raises(anthropic.AuthenticationError):
+    with pytest.raises(library().AuthenticationError):
         client.with_options(api_key="wrong").messages.create(**asked)
     status, data = request(served.http, "POST", "/v1/messages", b"{", {"x-api-key": KEY})
     assert (status, json.loads(data)["error"]["type"]) == (400, "invalid_request_error")

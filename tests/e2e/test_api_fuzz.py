@@ -54,13 +54,14 @@ CHECKS: list[CheckFunction] = [
 ]
 
 
+@pytest.mark.parametrize("count", [16, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("label", OPERATIONS)
-def test_every_route(label: str, served: Served) -> None:
+def test_every_route(label: str, count: int, served: Served) -> None:
     operation = OPERATIONS[label]
     modes = [schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE]
     cases = st.one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes))
 
-    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(cases)
     def ask(case: Any) -> None:
         response = case.call(base_url=f"http://{served.http}", timeout=60)

@@ -63,7 +63,10 @@ def inflight(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize(("number", "engine"), [(signal.SIGTERM, "auto"), (signal.SIGINT, "grpcio")])
+@pytest.mark.parametrize(
+    ("number", "engine"),
+    [(signal.SIGTERM, "auto"), pytest.param(signal.SIGINT, "grpcio", marks=pytest.mark.slow)],
+)
 def test_serve_call_measure_stop(
     servable: Path,
     number: signal.Signals,

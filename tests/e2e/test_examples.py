@@ -76,7 +76,7 @@ def test_an_example(check: Callable[[str], None], tmp_path: Path) -> None:
         assert not list(served.cwd.iterdir())
 
 
-@pytest.mark.parametrize("check", [digits, old_tensor_add, old_add_sub_pipeline])
+@pytest.mark.parametrize("check", [pytest.param(digits, marks=pytest.mark.slow), old_tensor_add, old_add_sub_pipeline])
 def test_an_example_in_the_old_style(check: Callable[[str], None], tmp_path: Path) -> None:
     folder = EXAMPLES / check.__name__.removeprefix("old_") / "old_style"
     grpc, http = free_address(), free_address()

@@ -60,8 +60,20 @@ def test_any_cut_gives_the_same_bits(models: Models, name: str, isa: str) -> Non
     check_cuts(models[name][0], tokens(90), saved=(32, 49), cpu_isa=isa)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-@pytest.mark.parametrize("name", ["lfm2_moe", "granite_moe", "falcon_h1", "nemotron_h"])
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [
+        ("lfm2_moe", "int8"),
+        ("granite_moe", "int4"),
+        ("falcon_h1", "int8"),
+        ("falcon_h1", "int4"),
+        ("nemotron_h", "int4"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (("lfm2_moe", "int4"), ("granite_moe", "int8"), ("nemotron_h", "int8"))
+        ),
+    ],
+)
 def test_quantised(models: Models, name: str, quantize: str, tmp_path: Path) -> None:
     """The products lose digits, the recurrences do not."""
     check_quantised(models[name][0], tokens(60), quantize, packed_cache=tmp_path)

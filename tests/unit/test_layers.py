@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,6 +129,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             yield node.module, node.lineno
 
 
+@functools.cache
 def edges() -> list[tuple[Path, int, str]]:
     return [(path, line, module) for path in files() for module, line in imports(path)]
 

@@ -68,7 +68,7 @@ def alone(llm: LLM) -> list[list[int]]:
         {"plans_in_flight": 1},
         {"kv_cache_memory": 3 << 20, "max_total_tokens": 512},
         {"block_size": 1},
-        {"max_batch_size": 5},
+        pytest.param({"max_batch_size": 5}, marks=pytest.mark.slow),
     ],
     ids=[
         "crowd",

@@ -54,7 +54,13 @@ def merged(base: Path, adapter: Path, folder: Path, scale: float | Callable[[str
 
 
 @pytest.mark.parametrize(
-    ("family", "engine"), [("Llama", "auto"), ("Qwen2", "torch"), ("Phi3", "torch"), ("Qwen3", "auto")]
+    ("family", "engine"),
+    [
+        ("Llama", "auto"),
+        ("Qwen2", "torch"),
+        ("Phi3", "torch"),
+        pytest.param("Qwen3", "auto", marks=pytest.mark.slow),
+    ],
 )
 def test_tokens_are_those_of_the_merged_model(family: str, engine: str, tmp_path: Path) -> None:
     """Rows of two adapters and of none in one batch, in chunks."""
