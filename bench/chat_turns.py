@@ -1,6 +1,6 @@
 """The next turn of a long chat, to its first token: a model with recurrent states beside one of attention alone.
 
-    python -m bench.chat_turns [--tokens 20000] [--shape small] [--threads 2] [--folder FOLDER]
+    python -m bench.chat_turns [--tokens 20000] [--turns 8] [--shape small] [--threads 2] [--folder FOLDER]
 
 The first turn reads the whole history; each of the others has it, the answer and 64 new tokens, of which all but what
 lies behind the last saved state is cached. Both models have random weights and as many of them: `small` is 4 layers of
@@ -34,7 +34,7 @@ from inflight.sched import Sequence as Request
 from inflight.shard import ModelRunner
 from inflight.shard.cache_size import count_states
 
-VOCABULARY, ANSWER, ASKED, TURNS = 32_768, 48, 64, 8
+VOCABULARY, ANSWER, ASKED = 32_768, 48, 64
 ROWS, CHUNK, ROOM, BLOCK = 8, 2048, 4 << 30, 16
 COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -170,7 +170,7 @@ def simulated(kind: str) -> Chat:
     return Chat(scheduler, run, lambda: now)
 
 
-def compare(name: str, chats: dict[str, Chat], tokens: int) -> None:
+def compare(name: str, chats: dict[str, Chat], tokens: int, turns: int) -> None:
     """Prints a row for each model. They have one history, and their own answers."""
     draw = np.random.default_rng(0)
     begun = draw.integers(0, VOCABULARY, tokens).tolist()
@@ -178,7 +178,7 @@ def compare(name: str, chats: dict[str, Chat], tokens: int) -> None:
     cold: dict[str, float] = {}
     seconds: dict[str, list[float]] = {kind: [] for kind in chats}
     behind: dict[str, list[int]] = {kind: [] for kind in chats}
-    for turn in range(TURNS + 1):
+    for turn in range(turns + 1):
         asked = draw.integers(0, VOCABULARY, ASKED).tolist()
         for kind, chat in chats.items():
             first, cached, answer = chat.turn(histories[kind])
@@ -201,6 +201,7 @@ def compare(name: str, chats: dict[str, Chat], tokens: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--turns", type=int, default=8, help="behind the first one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", choices=tuple(SHAPES), default="small")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "inflight-bench-chat")
@@ -210,8 +211,8 @@ def main() -> None:
     print("| | first turn | tokens computed of each next turn | its first token, median | against attention |")
     print("|---|---|---|---|---|")
     chats = {kind: computed(folder, options.threads) for kind, folder in folders.items()}
-    compare(shape, chats, options.tokens)
-    compare("simulated", {kind: simulated(kind) for kind in kinds}, options.tokens)
+    compare(shape, chats, options.tokens, options.turns)
+    compare("simulated", {kind: simulated(kind) for kind in kinds}, options.tokens, options.turns)
 
 
 if __name__ == "__main__":
