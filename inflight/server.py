@@ -527,17 +527,19 @@ def _has_terminal() -> bool:
 
 async def _ended(parts: Mapping[str, Coroutine[Any, Any, None]], seconds: float) -> None:
     """Runs what ends the parts of a server, and says in the log what it waits for. The first failure is raised; what
-    has not ended after `seconds` is cancelled."""
+    has not ended after `seconds` is left to `_drain`."""
     tasks = {name: asyncio.ensure_future(work) for name, work in parts.items()}
-    whole = asyncio.wait_for(asyncio.gather(*tasks.values()), seconds)
 
     def left() -> str:
         return ", ".join(name for name, task in tasks.items() if not task.done())
 
-    try:
-        await waited_for(lambda: f"the server stops, and {left()} has not ended", whole)
-    except asyncio.TimeoutError:
-        log.error("the server ends, a part of which has not within %g seconds", seconds)
+    # Not `wait_for`, which waits for what it cancels.
+    whole = asyncio.wait(tasks.values(), timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
+    done, _ = await waited_for(lambda: f"the server stops, and {left()} has not ended", whole)
+    for task in done:
+        task.result()
+    if left():
+        log.error("the server ends, and %s has not within %g seconds", left(), seconds)
 
 
 def _drain(loop: asyncio.AbstractEventLoop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import http.client
@@ -23,10 +24,10 @@ import pytest
 from msgspec.structs import replace
 
 from inflight.client import Client
-from inflight.config import ListenConfig, ServableConfig
+from inflight.config import ListenConfig, ServableConfig, ServerConfig
 from inflight.errors import ConfigError, StartError
 from inflight.proto import health_pb2, open_inference_pb2
-from inflight.server import SIGNALS
+from inflight.server import SIGNALS, Server
 from tests.e2e.running import (
     FREE,
     SLOW_MODEL,
@@ -155,6 +156,33 @@ def test_a_start_that_fails_can_be_repeated(work: ServableConfig, tmp_path: Path
         here.server.start_servables([work])
         assert get(here.http, "/health/ready")["ready"] is True
         assert ask(here.http, "work", "echo", 5) == {"instances": [{"y": 5}]}
+
+
+def test_a_stop_has_an_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Also where a door does not close and takes no notice of being cancelled; the log names it."""
+    monkeypatch.setattr("inflight.server.END_SECONDS", 0.2)
+    monkeypatch.setattr("inflight.server.DRAIN_SECONDS", 0.2)
+    asked = threading.Event()
+
+    class Door:
+        address = "nowhere"
+
+        async def close(self, grace: float) -> None:
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    asked.set()
+
+    server = Server(ServerConfig(stop_timeout=0.0))
+    server._listeners.append(Door())  # type: ignore[arg-type]
+    start = time.monotonic()
+    server.stop()
+    assert time.monotonic() - start < 10
+    assert asked.is_set()
+    assert "the server ends, and the door at nowhere has not within 0.2 seconds" in caplog.text
+    assert "the server ends without a task that did not" in caplog.text
+    assert "Door.close" in caplog.text
 
 
 def test_workers_start_where_stderr_is_replaced(work: ServableConfig) -> None:
@@ -336,7 +364,7 @@ def session(pid: int) -> int:
 SCRIPT = """
 import atexit, sys
 from pathlib import Path
-from inflight.config import ListenConfig, ServableConfig
+from inflight.config import ListenConfig, ServableConfig, ServerConfig
 from inflight.server import Server
 
 def main():
