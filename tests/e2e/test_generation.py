@@ -605,7 +605,7 @@ def test_sigterm_lets_streams_finish(tmp_path: Path) -> None:
     with serve(tmp_path, str(POCKET), "--kv-cache-memory", "16m", "--max-total-tokens", "512") as server:
         body = {"prompt": PROMPT, "max_tokens": 450, "ignore_eos": True}
         call = Background(post, server.http, "/v1/completions", body)
-        time.sleep(0.3)
+        eventually(lambda: metrics(server.http)["tgi_batch_current_size"][()] == 1)
         assert server.end() == 0
         status, answer = call.result()
         assert status == 200
