@@ -83,26 +83,6 @@ def oip_rpcs(
     models = ModelNames(backend)
     sequences = sequences or Sequences(backend)
 
-    async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
-        return ServerLiveResponse(live=backend.live)
-
-    async def server_ready(_request: ServerReadyRequest, _timeout: float | None) -> ServerReadyResponse:
-        return ServerReadyResponse(ready=backend.live and backend.ready)
-
-    async def ready(request: ModelReadyRequest, _timeout: float | None) -> ModelReadyResponse:
-        try:
-            return ModelReadyResponse(ready=model_ready(backend, *target(backend, request.name, request.version)))
-        except NotFound:
-            return ModelReadyResponse(ready=False)
-
-    async def server_metadata(_request: ServerMetadataRequest, _timeout: float | None) -> ServerMetadataResponse:
-        return ServerMetadataResponse(name="inflight", version=__version__, extensions=EXTENSIONS)
-
-    async def model_metadata(request: ModelMetadataRequest, timeout: float | None) -> ModelMetadataResponse:
-        name, version = target(backend, request.name, request.version)
-        await backend.present(name, timeout)
-        return _metadata_reply(metadata(backend, name, version))
-
     def model_infer(request: InferRequest, timeout: float | None) -> Awaitable[Reply]:
         return _infer(backend, sequences, request, timeout)
 
@@ -128,22 +108,54 @@ def oip_rpcs(
         finally:
             priority.reset(token)
 
-    more = {**repository_rpcs(control), **report_rpcs(backend, totals), **setting_rpcs(backend)}
+    more = {
+        **_state_rpcs(backend),
+        **repository_rpcs(control),
+        **report_rpcs(backend, totals),
+        **setting_rpcs(backend),
+    }
 
     def path(name: str) -> str:
         return f"/{SERVICE}/{name}"
 
     return {
-        path("ServerLive"): UnaryRpc(ServerLiveRequest.FromString, server_live),
-        path("ServerReady"): UnaryRpc(ServerReadyRequest.FromString, server_ready),
-        path("ModelReady"): UnaryRpc(ModelReadyRequest.FromString, ready),
-        path("ServerMetadata"): UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
-        path("ModelMetadata"): UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
         path("ModelInfer"): UnaryRpc(parse_request, model_infer, begin_infer, hold, layout=first_tensor),
         path("ModelStreamInfer"): StreamRpc(
             parse_request, duplex=partial(_stream_infer, backend, sequences), layout=first_tensor
         ),
         **{path(name): rpc for name, rpc in more.items()},
+    }
+
+
+def _state_rpcs(backend: HoldingBackend) -> dict[str, Rpc]:
+    """Procedures that say what the server and its models are, by name."""
+
+    async def server_live(_request: ServerLiveRequest, _timeout: float | None) -> ServerLiveResponse:
+        return ServerLiveResponse(live=backend.live)
+
+    async def server_ready(_request: ServerReadyRequest, _timeout: float | None) -> ServerReadyResponse:
+        return ServerReadyResponse(ready=backend.live and backend.ready)
+
+    async def ready(request: ModelReadyRequest, _timeout: float | None) -> ModelReadyResponse:
+        try:
+            return ModelReadyResponse(ready=model_ready(backend, *target(backend, request.name, request.version)))
+        except NotFound:
+            return ModelReadyResponse(ready=False)
+
+    async def server_metadata(_request: ServerMetadataRequest, _timeout: float | None) -> ServerMetadataResponse:
+        return ServerMetadataResponse(name="inflight", version=__version__, extensions=EXTENSIONS)
+
+    async def model_metadata(request: ModelMetadataRequest, timeout: float | None) -> ModelMetadataResponse:
+        name, version = target(backend, request.name, request.version)
+        await backend.present(name, timeout)
+        return _metadata_reply(metadata(backend, name, version))
+
+    return {
+        "ServerLive": UnaryRpc(ServerLiveRequest.FromString, server_live),
+        "ServerReady": UnaryRpc(ServerReadyRequest.FromString, server_ready),
+        "ModelReady": UnaryRpc(ModelReadyRequest.FromString, ready),
+        "ServerMetadata": UnaryRpc(ServerMetadataRequest.FromString, server_metadata),
+        "ModelMetadata": UnaryRpc(ModelMetadataRequest.FromString, model_metadata),
     }
 
 

@@ -60,17 +60,21 @@ INLINE void turn_pairs(const char* from, char* to, int64_t stride) {
 
 constexpr float kLog2e = 1.4426950408889634f;
 
-// 2 ** x: the whole part moves the exponent, the rest within [-0.5, 0.5] is a Taylor sum of degree 6 (error 2e-7). From
-// kLeastPower down it is exactly 0, and 2 ** 0 is exactly 1, so that masked keys do not change a softmax.
-INLINE F exp2(F x) {
-    x = max(x, splat(kLeastPower));
-    F n = rounded(x), r = sub(x, n), p;
-    p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
+// (2 ** r - 1) / r for r within [-0.5, 0.5]: a Taylor sum, with which that of 2 ** r has degree 6 (error 2e-7).
+INLINE F exp2_slope(F r) {
+    F p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
     p = fma(p, r, splat(9.6181291e-3f));
     p = fma(p, r, splat(5.5504109e-2f));
     p = fma(p, r, splat(2.4022651e-1f));
-    p = fma(p, r, splat(6.9314718e-1f));
-    return scaled(fma(p, r, splat(1.0f)), n);
+    return fma(p, r, splat(6.9314718e-1f));
+}
+
+// 2 ** x: the whole part moves the exponent, the rest is a Taylor sum. From kLeastPower down it is exactly 0, and 2 ** 0
+// is exactly 1, so that masked keys do not change a softmax.
+INLINE F exp2(F x) {
+    x = max(x, splat(kLeastPower));
+    const F n = rounded(x), r = sub(x, n);
+    return scaled(fma(exp2_slope(r), r, splat(1.0f)), n);
 }
 
 #if !INFLIGHT_EXP2_SHORT
@@ -90,13 +94,8 @@ INLINE F exponential(F x) { return exp2(mul(x, splat(kLog2e))); }
 // e ** x - 1, with the digits of small results: 1 is taken off the power of two alone, which is 0 where x is small.
 INLINE F exponential_less_one(F x) {
     x = max(mul(x, splat(kLog2e)), splat(kLeastPower));
-    F n = rounded(x), r = sub(x, n), p;
-    p = fma(splat(1.5403530e-4f), r, splat(1.3333558e-3f));
-    p = fma(p, r, splat(9.6181291e-3f));
-    p = fma(p, r, splat(5.5504109e-2f));
-    p = fma(p, r, splat(2.4022651e-1f));
-    p = fma(p, r, splat(6.9314718e-1f));
-    return add(scaled(mul(p, r), n), sub(scaled(splat(1.0f), n), splat(1.0f)));
+    const F n = rounded(x), r = sub(x, n);
+    return add(scaled(mul(exp2_slope(r), r), n), sub(scaled(splat(1.0f), n), splat(1.0f)));
 }
 
 // At most 80: beyond, e ** x would leave the exponents of a float, and 1 / (1 + e ** 80) is as good as 0.
