@@ -133,9 +133,9 @@ INLINE int64_t most_rows(const BlockForm& form) { return form.group == 16 ? kOpe
 
 template <int Steps, bool Offsets>
 void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales,
-               const int32_t* sums, float* out, TileState& state) {
+               const int32_t* sums, float* out, Ahead& ahead, TileState& state) {
     if (rows <= kFewAmxRows || Steps == 4)
-        return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+        return tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out, ahead);
     int64_t groups = blocks * 8 / Steps;
     Dots dots[2];
     state.configure_products(rows, rows, Steps);
@@ -144,6 +144,8 @@ void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x,
     for (int64_t g = 0; g < groups; g += 2) {  // the next two are summed while these are added up
         const Dots& now = dots[g / 2 % 2];
         if (g + 2 < groups) sum_groups<Steps>(rows, chunk, g + 2, g + 3 < groups, x);
+        ahead.some();
+        ahead.some();
         if (g + 1 < groups)
             add_groups<Steps, Offsets, 2>(rows, chunk, g, scales, sums, now, out);
         else

@@ -39,7 +39,7 @@ const char* open_groups(const Weights& w, const char* from, int64_t groups, Open
         from += Offsets ? 128 : 64;
         for (int64_t i = 0; i < w.group; i += Four ? 8 : 4, from += 128, codes += Four ? 256 : 128)
             for (int64_t j = 0; j < 128; j += 64) {
-                Line both = stream(from + j);
+                Line both = stream(from + j, kBlockAhead);
                 if (Four)
                     put(field<0, 15>(both), j), put(field<4, 15>(both), 128 + j);
                 else

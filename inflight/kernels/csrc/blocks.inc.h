@@ -29,24 +29,37 @@ INLINE void unrolled(Body body) {
     unrolled(std::make_integer_sequence<int, N>{}, body);
 }
 
-INLINE Line stream(const char* from) {
-    __builtin_prefetch(from + kBlockAhead, 0, 2);
+// Loads a line and prefetches the one `ahead` bytes behind it.
+INLINE Line stream(const char* from, int64_t ahead) {
+    __builtin_prefetch(from + ahead, 0, 2);
     return line(from);
 }
+
+// Prefetches the lines of a later chunk, some at a time, while a chunk is multiplied. All at once, when a chunk is
+// unpacked, they would wait for each other, and memory would be idle during the arithmetic.
+struct Ahead {
+    const char* at;
+    int64_t lines;  // that are left
+    int64_t each;   // at a time
+
+    void some() {
+        for (int64_t i = lines < each ? lines : each; i > 0; i--, lines--, at += 64) __builtin_prefetch(at, 0, 2);
+    }
+};
 
 INLINE void put_step(Opened& to, int64_t step, int j, Line codes) { put_line(to.codes + (step * 2 + j) * 64, codes); }
 
 // Unpacks 32 inputs of 4 bits from step `first` on; `upper` has the fifth bits, if any.
 template <Format T>
-INLINE void open_32(const char* codes, const char* upper, int64_t first, Opened& to) {
+INLINE void open_32(const char* codes, const char* upper, int64_t first, int64_t ahead, Opened& to) {
     constexpr bool five = T == Format::kQ5_0 || T == Format::kQ5_1;
     constexpr bool iq4 = T == Format::kIq4Nl || T == Format::kIq4Xs, table = iq4 || T == Format::kMxfp4;
     constexpr const uint8_t* values = iq4 ? kIq4Values : kMxfp4Values;
     for (int j = 0; j < 2; j++) {
-        Line fifth = five ? stream(upper + j * 64) : Line{};
+        Line fifth = five ? stream(upper + j * 64, ahead) : Line{};
         unrolled<4>([&](auto step) {
             constexpr int s = decltype(step)::value;
-            Line both = stream(codes + (2 * s + j) * 64);
+            Line both = stream(codes + (2 * s + j) * 64, ahead);
             Line low = field<0, 15>(both), high = field<4, 15>(both);
             if (five) low = either(low, field<s - 4, 16>(fifth)), high = either(high, field<s, 16>(fifth));
             if (table) low = entries(values, low), high = entries(values, high);
@@ -58,14 +71,16 @@ INLINE void open_32(const char* codes, const char* upper, int64_t first, Opened&
 
 // The codes of a unit of 256 inputs.
 template <Format T>
-INLINE void open_256(const char* codes, Opened& to) {
+INLINE void open_256(const char* codes, int64_t ahead, Opened& to) {
     if (T == Format::kIq4Xs) {
-        for (int64_t block = 0; block < 8; block++) open_32<T>(codes + block * 512, nullptr, block * 8, to);
+        for (int64_t block = 0; block < 8; block++) open_32<T>(codes + block * 512, nullptr, block * 8, ahead, to);
         return;
     }
     for (int64_t s = 0; s < 8; s++)
         for (int j = 0; j < 2; j++) {
-            auto at = [&](const char* plane, int64_t part) { return stream(plane + ((part * 8 + s) * 2 + j) * 64); };
+            auto at = [&](const char* plane, int64_t part) {
+                return stream(plane + ((part * 8 + s) * 2 + j) * 64, ahead);
+            };
             auto put = [&](int64_t block, Line x) { put_step(to, block * 8 + s, j, x); };
             if (T == Format::kQ4_K || T == Format::kQ5_K) {
                 Line fifth = T == Format::kQ5_K ? at(codes + 4096, 0) : Line{};
@@ -115,11 +130,11 @@ INLINE F powers(const char* from) {
 
 // The scales and offsets of a unit of 256 inputs.
 template <Format T>
-INLINE void open_scales(const char* unit, Opened& to) {
+INLINE void open_scales(const char* unit, int64_t ahead, Opened& to) {
     constexpr BlockForm form = block_form(T);
     constexpr int64_t groups = form.inputs / form.group;
     const char* bytes = unit + (form.offsets ? 128 : 64);
-    for (int64_t at = 0; at < 128 + groups * 64; at += 64) __builtin_prefetch(unit + kBlockAhead + at, 0, 2);
+    for (int64_t at = 0; at < 128 + groups * 64; at += 64) __builtin_prefetch(unit + ahead + at, 0, 2);
     for (int j = 0; j < 2; j++) {
         F scale = float16(unit + j * 32), offset = form.offsets ? float16(unit + 64 + j * 32) : zero();
         for (int64_t g = 0; g < groups; g++) {
@@ -138,28 +153,28 @@ INLINE void open_scales(const char* unit, Opened& to) {
     }
 }
 
-// `inputs` of them, at most a chunk, from the beginning of a unit on.
+// `inputs` of them, at most a chunk, from the beginning of a unit on; `ahead`: the prefetch distance in bytes.
 template <Format T>
-void open(const char* unit, int64_t inputs, Opened& to) {
+void open(const char* unit, int64_t inputs, int64_t ahead, Opened& to) {
     constexpr BlockForm form = block_form(T);
     if (form.inputs == kChunkInputs) {
-        open_scales<T>(unit, to);
+        open_scales<T>(unit, ahead, to);
         return open_256<T>(unit + (form.offsets ? 128 : 64) +
                                form.inputs / form.group * (form.offsets && T != Format::kQ2_K ? 64 : 32),
-                           to);
+                           ahead, to);
     }
     for (int64_t block = 0; block * kInputBlock < inputs; block += form.inputs / kInputBlock, unit += form.bytes) {
         if (T == Format::kMxfp4) {
-            __builtin_prefetch(unit + kBlockAhead, 0, 2);
+            __builtin_prefetch(unit + ahead, 0, 2);
             for (int c = 0; c < 2; c++) {
                 for (int j = 0; j < 2; j++)
                     store(to.scales[block + c] + j * kLanes, powers(unit + c * kPanel + j * kLanes));
-                open_32<T>(unit + 64 + c * 512, nullptr, (block + c) * 8, to);
+                open_32<T>(unit + 64 + c * 512, nullptr, (block + c) * 8, ahead, to);
             }
             continue;
         }
-        __builtin_prefetch(unit + kBlockAhead, 0, 2);
-        if (form.offsets) __builtin_prefetch(unit + kBlockAhead + 64, 0, 2);
+        __builtin_prefetch(unit + ahead, 0, 2);
+        if (form.offsets) __builtin_prefetch(unit + ahead + 64, 0, 2);
         for (int j = 0; j < 2; j++) {
             store(to.scales[block] + j * kLanes, float16(unit + j * 32));
             if (form.offsets) store(to.offsets[block] + j * kLanes, float16(unit + 64 + j * 32));
@@ -167,13 +182,13 @@ void open(const char* unit, int64_t inputs, Opened& to) {
         const char* codes = unit + (form.offsets ? 128 : 64);
         if (T == Format::kQ8_0)
             for (int64_t s = 0; s < 8; s++)
-                for (int j = 0; j < 2; j++) put_step(to, block * 8 + s, j, stream(codes + (2 * s + j) * 64));
+                for (int j = 0; j < 2; j++) put_step(to, block * 8 + s, j, stream(codes + (2 * s + j) * 64, ahead));
         else
-            open_32<T>(codes, codes + 512, block * 8, to);
+            open_32<T>(codes, codes + 512, block * 8, ahead, to);
     }
 }
 
-using Open = void (*)(const char*, int64_t, Opened&);
+using Open = void (*)(const char*, int64_t, int64_t, Opened&);
 
 Open open_of(Format format) {
     switch (format) {
@@ -197,7 +212,7 @@ Open open_of(Format format) {
 // `scales` and `sums` begin at the chunk, see Input.
 template <int M, int Steps, bool Offsets>
 void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float* scales, const int32_t* sums,
-                 float* out) {
+                 float* out, Ahead& ahead) {
     F totals[M][2];
     EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) totals[m][j] = load(out + m * kPanel + j * kLanes);
     const uint8_t* codes = chunk.codes;
@@ -205,6 +220,7 @@ void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float
     for (int64_t g = 0; g < blocks * kGroups; g++, sums += M) {
         I dots[M][2];
         EACH_ROW for (int m = 0; m < M; m++) dots[m][0] = dots[m][1] = whole(Offsets ? 0 : sums[m]);
+        ahead.some();
         const char* at = x + g / kGroups * kInputBlock * M + g % kGroups * Steps * 4;
         for (int s = 0; s < Steps; s++, codes += 128, at += 4) {
             Line first = line(codes), second = line(codes + 64);
@@ -229,7 +245,7 @@ void tile_opened(const Opened& chunk, int64_t blocks, const char* x, const float
     EACH_ROW for (int m = 0; m < M; m++) for (int j = 0; j < 2; j++) store(out + m * kPanel + j * kLanes, totals[m][j]);
 }
 
-using TileOpened = void (*)(const Opened&, int64_t, const char*, const float*, const int32_t*, float*);
+using TileOpened = void (*)(const Opened&, int64_t, const char*, const float*, const int32_t*, float*, Ahead&);
 using Sizes = std::make_integer_sequence<int, kOpenedRows>;
 
 template <int Steps, bool Offsets, int... M>
@@ -254,12 +270,12 @@ INLINE int64_t most_rows(const BlockForm&) { return kBlockRows; }
 // A tile of so many rows, at most those.
 template <int Steps, bool Offsets>
 void tile_rows(int64_t rows, const Opened& chunk, int64_t blocks, const char* x, const float* scales,
-               const int32_t* sums, float* out, TileState&) {
-    tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out);
+               const int32_t* sums, float* out, Ahead& ahead, TileState&) {
+    tile_of<Steps, Offsets>(rows, Sizes{})(chunk, blocks, x, scales, sums, out, ahead);
 }
 #endif
 
-using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*,
+using TileRows = void (*)(int64_t, const Opened&, int64_t, const char*, const float*, const int32_t*, float*, Ahead&,
                           TileState&);
 
 TileRows tile_rows_of(const BlockForm& form) {
@@ -285,7 +301,7 @@ FinishOpened finish_of(int64_t rows, std::integer_sequence<int, M...>) {
 void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
                     int64_t last_tile, const Target& target) {
     const BlockForm form = block_form(w.format);
-    const int64_t tiles = kBandRows / most_rows(form);
+    const int64_t tiles = kBandRows / most_rows(form), bytes = kChunkInputs / form.inputs * form.bytes;
     const Open opened = open_of(w.format);
     const TileRows tile = tile_rows_of(form);
     TileState state;
@@ -296,14 +312,18 @@ void product_blocks(const Weights& w, const Input& in, int64_t first, int64_t la
             int64_t end = band + tiles < last_tile ? band + tiles : last_tile, start = in.start(band);
             std::memset(sums, 0, static_cast<size_t>(in.start(end) - start) * kPanel * sizeof(float));
             const char* from = w.data + panel * w.panel_bytes;
-            for (int64_t k = 0; k < w.depth; k += kChunkInputs, from += kChunkInputs / form.inputs * form.bytes) {
+            const bool few = in.start(end) - start <= kFewRows;
+            for (int64_t k = 0; k < w.depth; k += kChunkInputs, from += bytes) {
                 int64_t inputs = w.depth - k < kChunkInputs ? w.depth - k : kChunkInputs;
-                opened(from, inputs, chunk);
+                opened(from, inputs, few ? kBlockAhead : 0, chunk);
+                const int64_t lines = few ? 0 : bytes / 64, turns = (end - band) * inputs / form.group;
+                Ahead ahead{from + kBlockAhead, lines, (lines + turns - 1) / turns};
                 for (int64_t t = band; t < end; t++) {
                     int64_t row = in.start(t), rows = in.start(t + 1) - row;
                     tile(rows, chunk, inputs / kInputBlock, in.data + row * w.depth + k * rows,
                          in.scales + row * w.input_scales() + k / kInputBlock * rows,
-                         in.sums + row * w.groups() + k / form.group * rows, sums + (row - start) * kPanel, state);
+                         in.sums + row * w.groups() + k / form.group * rows, sums + (row - start) * kPanel, ahead,
+                         state);
                 }
             }
             for (int64_t row = start, rows; row < in.start(end);
@@ -359,7 +379,7 @@ void unpack_blocks(const Weights& w, int64_t row, float scale, float* out) {
     for (int64_t k = 0; k < w.k; k += kChunkInputs, from += kChunkInputs / form.inputs * form.bytes) {
         int64_t inputs = w.depth - k < kChunkInputs ? w.depth - k : kChunkInputs,
                 left = w.k - k < inputs ? w.k - k : inputs;
-        opened(from, inputs, chunk);
+        opened(from, inputs, kBlockAhead, chunk);
         for (int64_t i = 0; i < left; i++) {
             float of = chunk.scales[i / form.group][lane];
             float code = static_cast<float>(chunk.codes[i / 4 * 128 + lane * 4 + i % 4]);

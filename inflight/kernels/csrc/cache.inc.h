@@ -140,7 +140,7 @@ INLINE void values_of_keys(const Attention& a, const char* keys, int64_t count, 
     }
     for (int64_t d = 0; d < wide; d += kLanes) turn_pairs(keys + d * 32, to + d * 4, line);
     const int64_t pairs = (count + 1) / 2;
-    std::memset(to + pairs * line, 0, static_cast<size_t>((kSub / 2 - pairs) * line));
+    for (int64_t pair = pairs; pair < kSub / 2; pair++) std::memset(to + pair * line, 0, static_cast<size_t>(line));
     if (count % 2)
         for (int64_t d = 0; d < wide; d++) std::memset(to + count / 2 * line + 4 * d + 2, 0, 2);
 }
