@@ -16,10 +16,11 @@ constexpr int kInt8Rows = 8;     // as quick as 12, which GCC 12 does not keep i
 constexpr int kGroupedRows = 6;  // 12 sums of integers, 12 of floats
 #if INFLIGHT_TILES
 constexpr int kBlockRows = 16;  // a tile of AMX
+constexpr int kOpenedRows = 8;  // of one tile of dot products: up to so many they are quicker than AMX
 #else
 constexpr int kBlockRows = 6;  // the same
-#endif
 constexpr int kOpenedRows = 6;  // of one tile of dot products
+#endif
 constexpr int kQueryRows = 12;
 
 using F = __m512;
