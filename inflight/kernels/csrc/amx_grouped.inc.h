@@ -112,7 +112,7 @@ INLINE void add_rows(Adding& a, int64_t count, int64_t groups, const OpenedGroup
     }
 }
 
-// The tiles of [first_tile, last_tile) have more than kFewAmxRows rows each.
+// The tiles of [first_tile, last_tile) have more than kGroupedRows rows each.
 template <bool Four, bool Offsets>
 void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
                      int64_t last_tile, const Target& target) {
@@ -162,7 +162,7 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
         }
 }
 
-// The rows of one tile of more than kFewAmxRows: [part of a group][row][inputs of a part].
+// The rows of one tile of more than kGroupedRows: [part of a group][row][inputs of a part].
 void prepare_grouped(const Weights& w, const float* const* rows, const Norm& norm, const Input& in, int64_t tile) {
     const int64_t start = in.start(tile), count = in.start(tile + 1) - start;
     int8_t* to = reinterpret_cast<int8_t*>(in.data + start * w.depth);

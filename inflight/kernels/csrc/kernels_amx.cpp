@@ -37,7 +37,7 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
     if (w.split) return prepare_split(w, rows, norm, in, tile);
     if (w.format == Format::kBf16) return prepare_direct<Format::kBf16>(w, rows, norm, in, tile);
     if (w.format == Format::kInt8) return prepare_direct<Format::kInt8>(w, rows, norm, in, tile);
-    if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kFewAmxRows)
+    if (tiled_groups(w) && in.start(tile + 1) - in.start(tile) > kGroupedRows)
         return prepare_grouped(w, rows, norm, in, tile);
     others().prepare(w, rows, norm, in, tile);
 }
@@ -46,7 +46,7 @@ void prepare(const Weights& w, const float* const* rows, Norm norm, const Input&
 void product_groups(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
                     int64_t last_tile, const Target& target) {
     int64_t few = first_tile;
-    while (tiled_groups(w) && few < last_tile && in.start(few + 1) - in.start(few) > kFewAmxRows) few++;
+    while (tiled_groups(w) && few < last_tile && in.start(few + 1) - in.start(few) > kGroupedRows) few++;
     if (few > first_tile) {
         bool four = w.format == Format::kGroup4;
         auto run = four        ? w.offsets ? product_grouped<true, true> : product_grouped<true, false>

@@ -18,7 +18,7 @@ constexpr int kGroupedRows = 6;  // 12 sums of integers, 12 of floats
 constexpr int kBlockRows = 16;  // a tile of AMX
 constexpr int kOpenedRows = 8;  // of one tile of dot products: up to so many they are quicker than AMX
 #else
-constexpr int kBlockRows = 6;  // the same
+constexpr int kBlockRows = 6;   // the same
 constexpr int kOpenedRows = 6;  // of one tile of dot products
 #endif
 constexpr int kQueryRows = 12;
