@@ -10,15 +10,17 @@ import pytest
 from inflight.kernels import (
     BLOCK_TYPES,
     Activation,
+    Format,
     KvType,
     Layer,
     NativeProgram,
     Norm,
+    Precision,
     StepArrays,
     instruction_sets,
     native_reason,
 )
-from inflight.tensors import BLOCKS, Blocks, Weight
+from inflight.tensors import BFLOAT16, BLOCKS, Blocks, Weight
 from tests.lm import on_sets
 
 pytestmark = pytest.mark.skipif(native_reason() is not None, reason=str(native_reason()))
@@ -50,12 +52,19 @@ def inputs(rows: int, k: int) -> Array:
 class Multiplied:
     """Weights side by side, over an embedding that is `x` itself."""
 
-    def __init__(self, x: Array, weights: list[Weight], isa: str | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        x: Array,
+        weights: list[Weight],
+        isa: str | None = None,
+        threads: int = 1,
+        precision: Precision | None = None,
+    ) -> None:
         self.program = NativeProgram(threads, isa)
         self.rows, k = x.shape
         self.source = self.program.buffer(k)
         self.program.embed(self.program.product(x), self.source)
-        self.products = [self.program.product(weight) for weight in weights]
+        self.products = [self.program.product(weight, None, precision) for weight in weights]
         self.out = self.program.buffer(sum(weight.shape[0] for weight in weights))
 
     def run(self, rows: list[int] | None = None, out: int | None = None) -> Array:
@@ -91,6 +100,23 @@ def test_a_product_is_near_that_of_the_floats(name: str, isa: str) -> None:
     for rows in ([0], [44], [3, 17, 20, 21, 22, 30, 31]):
         np.testing.assert_array_equal(product(x, weight, isa, rows=rows), found[rows])
     np.testing.assert_array_equal(product(x, weight, isa, threads=2), found)
+
+
+@pytest.mark.parametrize("isa", on_sets())
+@pytest.mark.parametrize(
+    "kind",
+    ["Q4_K", "Q6_K", "Q8_0", Precision(Format.GROUP4, 64), Precision(Format.GROUP8, 32), Precision(Format.INT8)],
+    ids=str,
+)
+def test_a_row_is_the_same_among_any_number(kind: str | Precision, isa: str) -> None:
+    """Sets of instructions take few rows by other ways than many; every number of rows meets one of them."""
+    x = inputs(36, 512)
+    weight: Weight = random_blocks(kind, 70, 512) if isinstance(kind, str) else inputs(70, 512).astype(BFLOAT16)
+    found = Multiplied(x, [weight], isa, precision=None if isinstance(kind, str) else kind)
+    found.program.multiply(found.source, found.out, found.products)
+    alone = np.concatenate([found.run([row]) for row in range(len(x))])
+    for count in range(2, len(x) + 1):
+        np.testing.assert_array_equal(found.run(list(range(count))), alone[:count])
 
 
 @pytest.mark.parametrize("name", BLOCK_TYPES)
