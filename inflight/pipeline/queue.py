@@ -56,14 +56,15 @@ class Batch:
 
 
 class StageQueue:
-    """Where jobs wait for a runner; `take` is called by that runner's thread only."""
+    """Where jobs wait for a runner; `take` is called by that runner's threads only. Most have one, a model that takes
+    several batches at once has more."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._methods: dict[str, list[Lane]] = {}
         self._order: list[str] = []
         self._closed = False
-        self._waiting = False
+        self._waiting = 0  # threads in `take`
 
     def add_lane(self, method: str, stage: StageSpec, limit: int, max_wait: float) -> None:
         """Announces a stage; every stage must be announced before its jobs are put."""
@@ -98,9 +99,9 @@ class StageQueue:
                 lane, due = self._choose(time.monotonic())
                 if lane is not None:
                     return Batch(lane.stage, lane.take())
-                self._waiting = True
+                self._waiting += 1
                 self._condition.wait(due)
-                self._waiting = False
+                self._waiting -= 1
             return None
 
     def poll(self) -> tuple[Batch | None, float | None]:
@@ -112,7 +113,7 @@ class StageQueue:
     def close(self) -> None:
         with self._condition:
             self._closed = True
-            self._condition.notify()
+            self._condition.notify_all()
 
     def _lane(self, method: str, index: int) -> Lane:
         for lane in self._methods[method]:

@@ -335,7 +335,9 @@ def test_a_pipeline_has_as_many_batches_in_flight_as_stages(tmp_path: Path, pipe
     config = ServableConfig(tmp_path, "add", ranks=RanksConfig(tmp_path / "rank_table.json", address))
     with running_here(config) as server:
         joining.join(30)
-        asking = [Background(lambda: add(server.http)) for _ in range(2)]
+        asking = [Background(lambda: add(server.http))]
+        eventually(lambda: ranks[0].batches)  # the second request comes while the first one runs
+        asking.append(Background(lambda: add(server.http)))
         if piped:
             eventually(lambda: len(ranks[0].batches) == 2)
         else:
