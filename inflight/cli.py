@@ -8,7 +8,8 @@ import runpy
 import sys
 from collections.abc import Sequence
 
-from inflight import __version__, early
+from inflight import early
+from inflight.version import __version__
 
 DESCRIPTION = "Serves models: ONNX, PyTorch, MindIR and Python functions, over REST and gRPC."
 EPILOG = """\

@@ -54,6 +54,13 @@ class Anthropic(NamedTuple):
     type: str
 
 
+class Tei(NamedTuple):
+    """An error in Text Embeddings Inference's interface."""
+
+    status: int
+    error_type: str
+
+
 class InflightError(RuntimeError):
     """Base of the tree. The class attributes are the only table of every protocol's codes.
 
@@ -62,8 +69,12 @@ class InflightError(RuntimeError):
         http_status: in protocols without a table of their own: MindSpore Serving's, the Open Inference Protocol.
         mindspore_code: `error_code` of MindSpore Serving's gRPC.
         cause: label of this server's own metrics.
+        headers: of HTTP, in lower case, beside the status.
         tgi, openai, anthropic: status and words in those protocols.
+        tei: the same; None: the status is TGI's, and the back end is to blame.
         failure: label of TGI's metrics, and `error_type` in OpenAI's answers for TGI's clients.
+        text_failure: label of Text Embeddings Inference's metrics; empty: the step that found the input wrong.
+        image_outcome: label of the metrics of images.
         counted: the metrics of language models have it already.
     """
 
@@ -71,10 +82,14 @@ class InflightError(RuntimeError):
     http_status: int = 500
     mindspore_code: ClassVar[int] = 1  # FAILED
     cause: ClassVar[str] = "internal"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
     tgi: Tgi = Tgi(424, "generation", "Request failed during generation: {}")
     openai: OpenAi = OpenAi(500, "server_error")
     anthropic: Anthropic = Anthropic(500, "api_error")
+    tei: Tei | None = None
     failure: ClassVar[str] = "generation"
+    text_failure: ClassVar[str] = "inference"
+    image_outcome: ClassVar[str] = "failed"
     counted: bool = False
 
     @property
@@ -90,7 +105,10 @@ class InvalidRequest(InflightError):
     tgi = Tgi(422, "validation", "Input validation error: {}")
     openai = OpenAi(400, "invalid_request_error")
     anthropic = Anthropic(400, "invalid_request_error")
+    tei = Tei(413, "Validation")
     failure = "validation"
+    text_failure = ""
+    image_outcome = "refused"
 
 
 class TooLarge(InvalidRequest):
@@ -120,6 +138,8 @@ class TooLong(InvalidRequest):
 
 class Unable(InvalidRequest):
     tgi = Tgi(424, "validation", "{}")
+    tei = Tei(424, "Backend")
+    text_failure = "model_type"
 
 
 class TemplateError(InvalidRequest):
@@ -148,6 +168,7 @@ class Unauthorized(InflightError):
     http_status = 401
     mindspore_code = 2
     cause = "unauthorized"
+    headers = ((b"www-authenticate", b"Bearer"),)
     tgi = Tgi(401, "authentication")
     openai = OpenAi(401, "invalid_request_error", "invalid_api_key")
     anthropic = Anthropic(401, "authentication_error")
@@ -168,16 +189,23 @@ class Forbidden(InflightError):
 OVERLOADED = "Model is overloaded"
 """TGI's text, which all doors use."""
 
+RETRY_AFTER = (b"retry-after", b"1")
+"""Header of what may be sent again after a second."""
+
 
 class Overloaded(InflightError):
     grpc_code = 8
     http_status = 429
     mindspore_code = 1
     cause = "overloaded"
+    headers = (RETRY_AFTER,)
     tgi = Tgi(429, "overloaded", "Model is overloaded")
     openai = OpenAi(429, "overloaded", "rate_limit_exceeded")
     anthropic = Anthropic(529, "overloaded_error")
+    tei = Tei(429, "Overloaded")
     failure = "overloaded"
+    text_failure = "overloaded"
+    image_outcome = "overloaded"
 
 
 class RateLimited(Overloaded):
@@ -191,6 +219,7 @@ class RateLimited(Overloaded):
     def __init__(self, text: str, retry_after: int = 1) -> None:
         super().__init__(text)
         self.retry_after = retry_after
+        self.headers = ((b"retry-after", b"%d" % retry_after),)
 
 
 class DeadlineExceeded(InflightError):
@@ -198,6 +227,7 @@ class DeadlineExceeded(InflightError):
     http_status = 504
     mindspore_code = 1
     cause = "deadline"
+    image_outcome = "cancelled"
     tgi = Tgi(504, "timeout")
     openai = OpenAi(504, "timeout")
     anthropic = Anthropic(504, "timeout_error")
@@ -208,6 +238,7 @@ class Cancelled(InflightError):
     http_status = 499
     mindspore_code = 1
     cause = "cancelled"
+    image_outcome = "cancelled"
     tgi = Tgi(499, "cancelled")
     openai = OpenAi(499, "cancelled")
     anthropic = Anthropic(499, "api_error")
@@ -238,9 +269,11 @@ class Unavailable(InflightError):
     http_status = 503
     mindspore_code = 5
     cause = "unavailable"
+    headers = (RETRY_AFTER,)
     tgi = Tgi(503, "unavailable")
     openai = OpenAi(503, "service_unavailable")
     anthropic = Anthropic(503, "api_error")
+    tei = Tei(503, "Unhealthy")
 
 
 class Loading(Unavailable):

@@ -20,13 +20,13 @@ def problems(package: str, changelog: str, tags: list[str]) -> list[str]:
     """The differences, a line each.
 
     Args:
-        package: text of `inflight/__init__.py`.
+        package: text of `inflight/version.py`.
         changelog: text of `CHANGELOG.md`.
         tags: tags of the commit.
     """
     found = re.search(r'^__version__ = "(.*)"$', package, re.MULTILINE)
     if found is None or not re.fullmatch(SEMANTIC, found[1]):
-        return ['inflight/__init__.py has no line like: __version__ = "1.2.3"']
+        return ['inflight/version.py has no line like: __version__ = "1.2.3"']
     version = found[1]
     sections = re.findall(r"^## (.*)$", changelog, re.MULTILINE)
     released = [name for name in sections if name != "Unreleased"]
@@ -43,7 +43,7 @@ def problems(package: str, changelog: str, tags: list[str]) -> list[str]:
 def main() -> int:
     listed = subprocess.run(["git", "tag", "--points-at", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
     tags = [tag for tag in listed.stdout.split() if tag.startswith("v")]
-    package, changelog = (ROOT / "inflight" / "__init__.py").read_text(), (ROOT / "CHANGELOG.md").read_text()
+    package, changelog = (ROOT / "inflight" / "version.py").read_text(), (ROOT / "CHANGELOG.md").read_text()
     wrong = problems(package, changelog, tags)
     for line in wrong:
         print(line, file=sys.stderr)

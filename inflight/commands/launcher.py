@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inflight import __version__
 from inflight.checkpoint import is_gguf, open_model
 from inflight.commands.checkpoints import model_source
 from inflight.commands.options import UsageError, configure_log, platform_routes
@@ -39,6 +38,7 @@ from inflight.errors import ConfigError, InflightError, StartError
 from inflight.hub import HubModel
 from inflight.log import json_line
 from inflight.startup import one_line, settle
+from inflight.version import __version__
 
 PROGRAM = "text-generation-launcher"
 _IN_CHECKPOINTS = ("awq", "gptq", "compressed-tensors")

@@ -20,7 +20,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from inflight import __version__
 from inflight.commands.checkpoints import find_model
 from inflight.commands.options import UsageError, configure_log
 from inflight.config import QUANTIZE, SETTINGS, AdapterConfig, Field, GeneratorConfig, Policy, adapters, processors
@@ -28,6 +27,7 @@ from inflight.contract import ShardJob
 from inflight.early import stop_cleanly
 from inflight.errors import ConfigError, InflightError
 from inflight.startup import LOOK, failed_load, one_line
+from inflight.version import __version__
 
 PROGRAM = "text-generation-server"
 CONNECT_TIMEOUT = 600.0

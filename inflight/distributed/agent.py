@@ -19,7 +19,6 @@ from typing import NoReturn
 
 import msgspec
 
-from inflight import __version__
 from inflight.contract import Array
 from inflight.distributed.connection import Connection, connect, guard_of
 from inflight.distributed.messages import (
@@ -40,6 +39,7 @@ from inflight.distributed.messages import (
 from inflight.errors import InflightError, StartError
 from inflight.errors import describe as text_of
 from inflight.runtime import SUFFIXES, Exchanges, LoadedModel, LoadRequest, configure, find_runtime
+from inflight.version import __version__
 
 log = logging.getLogger("inflight")
 

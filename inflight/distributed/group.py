@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from inflight import __version__
 from inflight.config import RanksConfig
 from inflight.contract import Array
 from inflight.distributed.connection import guard_of
@@ -36,6 +35,7 @@ from inflight.distributed.signature import group_signature
 from inflight.distributed.table import check_ranks, read_rank_table
 from inflight.errors import PredictFailed, StartError
 from inflight.runtime import LoadedModel
+from inflight.version import __version__
 
 log = logging.getLogger("inflight")
 

@@ -19,7 +19,6 @@ from types import FrameType
 
 import msgspec
 
-from inflight import __version__
 from inflight.config import AgentsConfig, check, processors
 from inflight.distributed.agent import TOLD, AgentJob, AgentReport
 from inflight.distributed.connection import SAME_TOKEN, connect, guard_of, split_address
@@ -35,6 +34,7 @@ from inflight.distributed.messages import (
     mismatch,
 )
 from inflight.errors import ConfigError, StartError
+from inflight.version import __version__
 
 log = logging.getLogger("inflight")
 

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import msgspec
 import numpy as np
 
-from inflight import __version__
 from inflight.contract import CODES, DTYPES, Array, TensorSpec
 from inflight.errors import StartError
+from inflight.version import __version__
 
 PREFIX = struct.Struct("<IQ")
 ALIGN = 16

@@ -48,7 +48,7 @@ from inflight.errors import (
     TemplateError,
     Unavailable,
 )
-from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad, TextKind, TextTimes, text_failure
+from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad, TextKind, TextTimes
 from inflight.sched import Capacity, Sequence
 from inflight.text import Tokenizer, shown
 
@@ -345,7 +345,7 @@ class Engine:
         except InflightError as error:
             failure, error.counted = error.failure, True
             if request.embed and self._metrics is not None:
-                self._metrics.generations.texts.refused(text_failure(error, "tokenization"))
+                self._metrics.generations.texts.refused(error.text_failure or "tokenization")
             raise
         finally:
             if timer is not None:

@@ -7,7 +7,7 @@ from inflight.frontends.door import Door
 from inflight.frontends.grpc import grpc_app
 from inflight.frontends.keys import Keys
 from inflight.frontends.oip import Sequences
-from inflight.frontends.routes import Access, Call, Events, Plain, Route, error_headers
+from inflight.frontends.routes import Access, Call, Events, Plain, Route
 
 __all__ = [
     "Access",
@@ -20,7 +20,6 @@ __all__ = [
     "Plain",
     "Route",
     "Sequences",
-    "error_headers",
     "grpc_app",
     "http_app",
     "load_protocol",

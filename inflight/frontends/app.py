@@ -22,7 +22,7 @@ from inflight.frontends.oip import OpenInferenceRest, Sequences
 from inflight.frontends.openai import OpenAiRest
 from inflight.frontends.operations import Operations
 from inflight.frontends.ranking import RankingRest
-from inflight.frontends.routes import Access, MethodNotAllowed, NoSuchRoute, error_headers, verb_of
+from inflight.frontends.routes import Access, MethodNotAllowed, NoSuchRoute, verb_of
 from inflight.frontends.tei import TeiRest
 from inflight.frontends.tgi import TgiRest
 from inflight.metrics import Metrics, RouteMetrics
@@ -173,7 +173,7 @@ class HttpApp:
             door = self._door(scope)
         except MethodNotAllowed as error:
             unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
-            await refuse(send, Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error))))
+            await refuse(send, Refusal(error.http_status, [JSON, *error.headers], error_json(str(error))))
         except NoSuchRoute as error:
             unknown_route(self._metrics, UNKNOWN, scope).done(error.http_status, 0.0)
             # Scripts written for MindSpore Serving search the text for its words, whatever the status.
@@ -260,7 +260,7 @@ class HttpApp:
             # Below /model/ errors of requests may have the status 200; a caller without access sees its own.
             return replace(told, status=error.http_status) if told.status == 200 else told
         except (MethodNotAllowed, NoSuchRoute):
-            return Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error)))
+            return Refusal(error.http_status, [JSON, *error.headers], error_json(str(error)))
 
     def changes(self, scope: Scope) -> bool:
         """See `EdgeApp`. A preflight asks for the request that it announces."""

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
-from inflight import __version__
 from inflight.frontends.routes import Access, Events, Plain, Route
+from inflight.version import __version__
 
 if TYPE_CHECKING:
     from inflight.frontends.door import Door

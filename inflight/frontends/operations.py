@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypedDict
 
-from inflight import __version__
 from inflight.contract import reads_images
 from inflight.errors import InflightError
 from inflight.frontends.base import Backend
 from inflight.frontends.door import Door
 from inflight.frontends.openapi import DOCS_PAGE, openapi_document
-from inflight.frontends.routes import Call, Plain, Route, error_headers
+from inflight.frontends.routes import Call, Plain, Route
 from inflight.metrics import CONTENT_TYPE, Metrics
+from inflight.version import __version__
 from inflight.wire import JSON, Refusal, error_json, respond, respond_json
 
 
@@ -50,7 +50,7 @@ class Operations(Door):
         self._documents: dict[bool, bytes] = {}
 
     def refusal(self, error: InflightError) -> Refusal:
-        return Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error)))
+        return Refusal(error.http_status, [JSON, *error.headers], error_json(str(error)))
 
     def limit(self, call: Call) -> int:
         return 0

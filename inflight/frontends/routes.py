@@ -14,24 +14,18 @@ from typing import Any, TypeAlias, TypeVar
 
 from inflight.errors import (
     Anthropic,
-    InflightError,
     InvalidRequest,
     NotFound,
     OpenAi,
-    Overloaded,
-    RateLimited,
     Tgi,
-    Unauthorized,
-    Unavailable,
 )
-from inflight.wire import Header, Receive, Scope, Send, run_until_disconnect
+from inflight.wire import Receive, Scope, Send, run_until_disconnect
 
 T = TypeVar("T")
 
 Handler: TypeAlias = "Callable[[Any, Call], Awaitable[None]]"
 """Answers a call; its first argument is the door."""
 
-RETRY_AFTER: Header = (b"retry-after", b"1")
 """In seconds: about the time in which a queue drains or a small model loads."""
 
 KEPT = 1024
@@ -247,6 +241,7 @@ class MethodNotAllowed(InvalidRequest):
 
     def __init__(self, scope: Scope, allowed: Iterable[str]) -> None:
         self.allowed = [each for verb in sorted(allowed) for each in ((verb, "HEAD") if verb == "GET" else (verb,))]
+        self.headers = ((b"allow", ", ".join(self.allowed).encode()),)
         super().__init__(f"{scope['path']} takes {' or '.join(self.allowed)}, not {scope['method']}")
 
 
@@ -254,16 +249,3 @@ def verb_of(scope: Scope) -> str:
     """The request's verb; HEAD is a GET whose body the connection leaves out."""
     verb: str = scope["method"]
     return "GET" if verb == "HEAD" else verb
-
-
-def error_headers(error: InflightError) -> list[Header]:
-    """Headers beside an error's status: `retry-after`, or `allow`."""
-    if isinstance(error, RateLimited):
-        return [(b"retry-after", b"%d" % error.retry_after)]
-    if isinstance(error, (Overloaded, Unavailable)):
-        return [RETRY_AFTER]
-    if isinstance(error, Unauthorized):
-        return [(b"www-authenticate", b"Bearer")]
-    if isinstance(error, MethodNotAllowed):
-        return [(b"allow", ", ".join(error.allowed).encode())]
-    return []

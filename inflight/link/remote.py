@@ -26,10 +26,10 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 
-from inflight import __version__
 from inflight.errors import StartError
 from inflight.link.channel import Handler, ServerChannel
 from inflight.link.secure import Identity, SecureSocket, context
+from inflight.version import __version__
 
 log = logging.getLogger("inflight")
 

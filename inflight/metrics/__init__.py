@@ -6,7 +6,7 @@ from inflight.metrics.llm import LlmMetrics, Load, ReplicaLoad
 from inflight.metrics.prompts import PromptCacheCounts, PromptsShown, StateSlots
 from inflight.metrics.routes import Calls, RouteMetrics
 from inflight.metrics.server import CONTENT_TYPE, SECONDS, Metrics
-from inflight.metrics.texts import TextKind, TextMetrics, TextTimes, text_failure
+from inflight.metrics.texts import TextKind, TextMetrics, TextTimes
 from inflight.metrics.totals import Runs, Totals
 
 __all__ = [
@@ -28,5 +28,4 @@ __all__ = [
     "TextMetrics",
     "TextTimes",
     "Totals",
-    "text_failure",
 ]

@@ -8,7 +8,6 @@ from typing import Literal
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable
 from inflight.metrics.histograms import Histogram
 
 SECONDS = tuple(0.00001 * 1.5**power for power in range(1, 36))
@@ -35,15 +34,6 @@ class TextTimes:
     tokenization: float = 0.0
     queue: float = 0.0
     inference: float = 0.0
-
-
-def text_failure(error: InflightError, invalid: str) -> str:
-    """The label of an error. Args: invalid: that of an input that is wrong."""
-    if isinstance(error, Unable):
-        return "model_type"
-    if isinstance(error, Overloaded):
-        return "overloaded"
-    return invalid if isinstance(error, InvalidRequest) else "inference"
 
 
 class _Durations:

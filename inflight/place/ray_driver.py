@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from inflight import __version__
 from inflight.place import orders
 from inflight.place.ray_host import RankHost
+from inflight.version import __version__
 
 _TAG = secrets.token_hex(4)
 """Ends the names that this process gives in Ray, where a name is of the whole cluster: several servers may use one."""

@@ -10,8 +10,8 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from inflight import __version__
 from inflight.place.placement import free_port
+from inflight.version import __version__
 
 
 class RankHost:

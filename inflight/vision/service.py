@@ -24,8 +24,6 @@ from typing import Any, NamedTuple, Protocol
 from inflight.config import VisionConfig
 from inflight.contract import EncodedImage, Grid, ImageInput, Media, SeenImage
 from inflight.errors import (
-    Cancelled,
-    DeadlineExceeded,
     InflightError,
     InvalidRequest,
     ModelError,
@@ -441,11 +439,9 @@ def _size(image: EncodedImage) -> int:
 
 
 def _outcome(error: BaseException) -> str:
-    if isinstance(error, InvalidRequest):
-        return "refused"
-    if isinstance(error, Overloaded):
-        return "overloaded"
-    return "cancelled" if isinstance(error, (asyncio.CancelledError, Cancelled, DeadlineExceeded)) else "failed"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return error.image_outcome if isinstance(error, InflightError) else "failed"
 
 
 @contextmanager

@@ -11,8 +11,8 @@ import jsonschema
 import pytest
 import yaml
 
-from inflight import __version__
 from inflight.commands.serve import OPTIONS
+from inflight.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "inflight"

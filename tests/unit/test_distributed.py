@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inflight import __version__
 from inflight.config import RanksConfig
 from inflight.contract import GraphSpec, TensorSpec
 from inflight.distributed import AgentsConfig, GroupModel, Launcher, Loss, RankGroup, check_ranks, read_rank_table
@@ -55,6 +54,7 @@ from inflight.distributed.signature import group_signature
 from inflight.errors import ConfigError, PredictFailed, StartError
 from inflight.link import Guard
 from inflight.runtime import LoadRequest
+from inflight.version import __version__
 from tests.e2e.running import eventually, free_port
 
 X = TensorSpec("x", "float32", (2, 2))

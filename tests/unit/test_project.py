@@ -87,8 +87,8 @@ def test_versions_agree() -> None:
     """The build reads ours where the package says it; `test_the_installed_command_is_this_one` compares the outcome."""
     text = (ROOT / "pyproject.toml").read_text()
     assert re.search(r'^dynamic = \["version"\]', text, re.MULTILINE)
-    assert 'input = "inflight/__init__.py"' in text
-    assert f'__version__ = "{inflight.__version__}"\n' in (ROOT / "inflight" / "__init__.py").read_text()
+    assert 'input = "inflight/version.py"' in text
+    assert f'__version__ = "{inflight.__version__}"\n' in (ROOT / "inflight" / "version.py").read_text()
     # The release of MindSpore Serving whose surface it is, not ours.
     assert mindspore_serving.__version__ == "2.0.2"
 

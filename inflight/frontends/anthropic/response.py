@@ -24,7 +24,6 @@ from inflight.contract import (
 )
 from inflight.errors import InflightError
 from inflight.frontends.anthropic.answers import MessagesError
-from inflight.frontends.routes import error_headers
 from inflight.wire import JSON, Header, Refusal
 
 Named = tuple[str, bytes]
@@ -168,7 +167,7 @@ def error_json(error: InflightError) -> bytes:
 
 def refusal(error: InflightError) -> Refusal:
     """An error as one response."""
-    return Refusal(error.anthropic.status, [JSON, request_id(), *error_headers(error)], error_json(error))
+    return Refusal(error.anthropic.status, [JSON, request_id(), *error.headers], error_json(error))
 
 
 def request_id() -> Header:

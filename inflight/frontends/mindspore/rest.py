@@ -18,7 +18,7 @@ from inflight.frontends.events import Part, send_events
 from inflight.frontends.mindspore.request import parse_columns, parse_instances, parse_json
 from inflight.frontends.mindspore.response import encode_error, encode_reply
 from inflight.frontends.mindspore.url import Target, parse_encoded, parse_url
-from inflight.frontends.routes import Access, Call, Events, Match, Route, error_headers
+from inflight.frontends.routes import Access, Call, Events, Match, Route
 from inflight.wire import JSON, Body, Refusal, Scope
 
 _NO_NAMES: Mapping[str, str] = {}  # the URL is read after the body, because the order decides which error is reported
@@ -152,4 +152,4 @@ def _reply(method: MethodInfo, result: Sequence[Outcome] | InflightError) -> Rep
 
 def refusal(error: InflightError, status: bool) -> Refusal:
     """An error as one response. Args: status: send the error's own status instead of 200."""
-    return Refusal(error.http_status if status else 200, [JSON, *error_headers(error)], encode_error(error).body)
+    return Refusal(error.http_status if status else 200, [JSON, *error.headers], encode_error(error).body)

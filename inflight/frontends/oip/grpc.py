@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from inflight import __version__
 from inflight.admission import Caller, priority
 from inflight.contract import MethodInfo, Outcome, TextPart
 from inflight.errors import InflightError, InvalidRequest, NotFound
@@ -49,6 +48,7 @@ from inflight.proto.open_inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from inflight.version import __version__
 from inflight.wire import Go, Reply, Rpc, StreamRpc, UnaryRpc
 
 if TYPE_CHECKING:

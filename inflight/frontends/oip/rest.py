@@ -11,10 +11,9 @@ from urllib.parse import unquote
 
 import orjson
 
-from inflight import __version__
 from inflight.admission import priority
 from inflight.contract import KnownModel, MethodInfo, ModelState, Outcome
-from inflight.errors import InflightError, InvalidRequest, Loading
+from inflight.errors import RETRY_AFTER, InflightError, InvalidRequest, Loading
 from inflight.frontends.base import Backend
 from inflight.frontends.control import Control
 from inflight.frontends.door import Done, QuickDoor, Reply, respond_parts
@@ -58,7 +57,6 @@ from inflight.frontends.oip.reports import (
 from inflight.frontends.oip.sequences import Sequences, describing
 from inflight.frontends.oip.tensors import OipTensor
 from inflight.frontends.routes import (
-    RETRY_AFTER,
     Access,
     Call,
     Events,
@@ -66,9 +64,9 @@ from inflight.frontends.routes import (
     MethodNotAllowed,
     NoSuchRoute,
     Route,
-    error_headers,
 )
 from inflight.metrics import Totals
+from inflight.version import __version__
 from inflight.wire import (
     JSON,
     MESSAGE_OPTION,
@@ -116,7 +114,7 @@ class OpenInferenceRest(QuickDoor):
 
     def refusal(self, error: InflightError) -> Refusal:
         told: OipError = {"error": str(error)}
-        return Refusal(error.http_status, [JSON, *error_headers(error)], orjson.dumps(told))
+        return Refusal(error.http_status, [JSON, *error.headers], orjson.dumps(told))
 
     def find(self, scope: Scope) -> Match:
         path: str = scope["path"]

@@ -10,7 +10,6 @@ import orjson
 from inflight.errors import InflightError, InvalidRequest, TooLong
 from inflight.frontends.llm import PlainError
 from inflight.frontends.openai.answers import OpenAiError
-from inflight.frontends.routes import error_headers
 from inflight.wire import JSON, Refusal
 
 _NAMED = re.compile(r"at `\$\.([^`]+)`|missing required field `(\w+)`|^`([\w.\[\]]+)`")
@@ -39,11 +38,11 @@ def error_json(error: InflightError) -> bytes:
 def refusal(error: InflightError, tgi: bool = False) -> Refusal:
     """An error as one response. Args: tgi: as TGI answers on these routes."""
     if not tgi:
-        return Refusal(error.openai.status, [JSON, *error_headers(error)], error_json(error))
+        return Refusal(error.openai.status, [JSON, *error.headers], error_json(error))
     if isinstance(error, PlainError):
         return Refusal(error.tgi.status, [(b"content-type", b"text/plain; charset=utf-8")], str(error).encode())
     told: dict[str, Any] = {"error": error.tgi.text.format(error), "error_type": error.tgi.error_type}
-    return Refusal(error.tgi.status, [JSON, *error_headers(error)], orjson.dumps(told))
+    return Refusal(error.tgi.status, [JSON, *error.headers], orjson.dumps(told))
 
 
 def _text(error: InflightError) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import orjson
 
-from inflight import __version__
 from inflight.contract import (
     AnswerReader,
     CallArguments,
@@ -26,6 +25,7 @@ from inflight.contract import (
     Whole,
 )
 from inflight.frontends.llm import number
+from inflight.version import __version__
 
 FINGERPRINT = f"inflight-{__version__}"
 REASONS = {FinishReason.LENGTH: "length", FinishReason.EOS: "stop", FinishReason.STOP: "stop"}

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import msgspec
 import orjson
 
-from inflight import __version__
 from inflight.contract import (
     Asked,
     Generator,
@@ -22,12 +21,12 @@ from inflight.contract import (
     shortened,
     unit,
 )
-from inflight.errors import InflightError, InvalidRequest, Overloaded, Unable, Unavailable
+from inflight.errors import InflightError, InvalidRequest, Unable
 from inflight.frontends.door import FirstModelDoor
 from inflight.frontends.llm import CLIENT_BATCH, PlainError, pick, respond_health
 from inflight.frontends.openai import Tokenized, tokenized
 from inflight.frontends.ranking import RerankBody, RerankedAnswer, reranked
-from inflight.frontends.routes import Access, Call, Plain, Route, error_headers, generation
+from inflight.frontends.routes import Access, Call, Plain, Route, generation
 from inflight.frontends.tei.bodies import (
     DecodeBody,
     EmbedBody,
@@ -49,7 +48,8 @@ from inflight.frontends.tei.bodies import (
     texts_of,
 )
 from inflight.frontends.tgi import refusal as plain_refusal
-from inflight.metrics import TextMetrics, TextTimes, text_failure
+from inflight.metrics import TextMetrics, TextTimes
+from inflight.version import __version__
 from inflight.wire import JSON, Refusal, Scope, respond_json
 
 Times = list[tuple[float, float, float]]
@@ -60,19 +60,9 @@ def refusal(error: InflightError) -> Refusal:
     """An error as one response, in TEI's words."""
     if isinstance(error, PlainError):
         return plain_refusal(error)
-    status, kind = error.tgi.status, "Backend"
-    if isinstance(error, Unable):
-        status = 424
-    elif isinstance(error, Empty):
-        status, kind = 400, "Empty"
-    elif isinstance(error, Overloaded):
-        status, kind = 429, "Overloaded"
-    elif isinstance(error, Unavailable):
-        status, kind = 503, "Unhealthy"
-    elif isinstance(error, InvalidRequest):
-        status, kind = 413, "Validation"
+    status, kind = error.tei or (error.tgi.status, "Backend")
     told: TeiError = {"error": str(error), "error_type": kind}
-    return Refusal(status, [JSON, *error_headers(error)], orjson.dumps(told))
+    return Refusal(status, [JSON, *error.headers], orjson.dumps(told))
 
 
 class TeiRest(FirstModelDoor):
@@ -147,7 +137,7 @@ class TeiRest(FirstModelDoor):
             found = await call.run(work(times))
         except InflightError as error:
             if not error.counted:
-                metrics.refused(text_failure(error, "validation"))
+                metrics.refused(error.text_failure or "validation")
             raise
         means = [sum(part) / len(times) for part in zip(*times)] if times else []
         metrics.answered(method, TextTimes(time.perf_counter() - began, *means))

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from inflight.contract import PooledText
-from inflight.errors import InvalidRequest
+from inflight.errors import InvalidRequest, Tei
 
 
 class Options(msgspec.Struct, kw_only=True):
@@ -143,6 +143,8 @@ class SimpleToken(TypedDict):
 
 class Empty(InvalidRequest):
     """There is no input."""
+
+    tei = Tei(400, "Empty")
 
 
 def texts_of(inputs: str | list[Any]) -> list[PooledText]:

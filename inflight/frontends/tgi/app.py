@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from inflight import __version__
 from inflight.contract import Finish, Generator, PieceOfText, Token
 from inflight.errors import InflightError
 from inflight.frontends.door import FirstModelDoor
@@ -25,6 +24,7 @@ from inflight.frontends.routes import Access, Call, Events, Plain, Route, genera
 from inflight.frontends.tgi.answers import ChatTokenized, GenerateAnswer, Info, Piece, TgiError
 from inflight.frontends.tgi.request import Asked, GenerateBody, check
 from inflight.frontends.tgi.response import compute_type, error_frame, frame, generation_json, refusal, timing_headers
+from inflight.version import __version__
 from inflight.wire import EventStream, Opened, Refusal, Send, respond_json
 
 

@@ -10,7 +10,6 @@ import orjson
 from inflight.contract import Finish, GeneratorInfo, Token, TokenInfo, Whole
 from inflight.errors import InflightError
 from inflight.frontends.llm import PlainError, number
-from inflight.frontends.routes import error_headers
 from inflight.frontends.tgi.answers import Details, GenerateAnswer, TgiError, TokenAnswer
 from inflight.frontends.tgi.request import Asked
 from inflight.wire import JSON, Header, Refusal
@@ -102,7 +101,7 @@ def refusal(error: InflightError) -> Refusal:
     """An error as one response."""
     if isinstance(error, PlainError):
         return Refusal(error.tgi.status, [(b"content-type", b"text/plain; charset=utf-8")], str(error).encode())
-    return Refusal(error.tgi.status, [JSON, *error_headers(error)], error_frame(error))
+    return Refusal(error.tgi.status, [JSON, *error.headers], error_frame(error))
 
 
 def error_frame(error: InflightError) -> bytes:

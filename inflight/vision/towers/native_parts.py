@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from inflight import __version__
 from inflight.checkpoint import Weights
 from inflight.errors import StartError
 from inflight.kernels import ACTIVATIONS, Activation, Format, Precision, TowerNorm, TowerProgram
 from inflight.tensors import Floats
+from inflight.version import __version__
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
