@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from inflight.errors import InflightError
-from inflight.frontends import Access, Call, Door, Route, error_headers, predict
+from inflight.frontends import Access, Call, Door, Route, predict
 from inflight.wire import JSON, Refusal, error_json, respond_json
 
 MAX_BODY = 1 << 20
@@ -45,7 +45,7 @@ class RowsRest(Door):
     error = dict[str, str]
 
     def refusal(self, error: InflightError) -> Refusal:
-        return Refusal(error.http_status, [JSON, *error_headers(error)], error_json(str(error)))
+        return Refusal(error.http_status, [JSON, *error.headers], error_json(str(error)))
 
     def limit(self, call: Call) -> int:
         return MAX_BODY
