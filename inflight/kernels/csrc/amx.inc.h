@@ -3,8 +3,8 @@
 namespace inflight {
 namespace {
 
-// Up to this many rows dot products are quicker. They are also for groups of 16, of which there are twice as many to
-// add up.
+// Up to this many rows dot products are quicker than tiles. For groups of 16 they are quicker with any number of rows:
+// there are twice as many sums to add up.
 constexpr int64_t kFewAmxRows = kOpenedRows;
 
 struct alignas(64) TileConfig {

@@ -69,8 +69,8 @@ INLINE F exp2_slope(F r) {
     return fma(p, r, splat(6.9314718e-1f));
 }
 
-// 2 ** x: the whole part moves the exponent, the rest is a Taylor sum. From kLeastPower down it is exactly 0, and 2 **
-// 0 is exactly 1, so that masked keys do not change a softmax.
+// 2 ** x: the whole part moves the exponent, the rest is a Taylor sum. The result is exactly 0 from kLeastPower down
+// and exactly 1 at 0, so that masked keys do not change a softmax.
 INLINE F exp2(F x) {
     x = max(x, splat(kLeastPower));
     const F n = rounded(x), r = sub(x, n);
