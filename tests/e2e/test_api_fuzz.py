@@ -54,7 +54,7 @@ CHECKS: list[CheckFunction] = [
 ]
 
 
-@pytest.mark.parametrize("count", [16, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [40, pytest.param(80, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("label", OPERATIONS)
 def test_every_route(label: str, count: int, served: Served) -> None:
     operation = OPERATIONS[label]

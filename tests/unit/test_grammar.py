@@ -86,14 +86,13 @@ def test_long_chains_do_not_overflow_a_stack(llm: LLM) -> None:
         assert compiler.compile(grammar) is not None
 
 
-@pytest.mark.parametrize("count", [80, pytest.param(200, marks=pytest.mark.slow)])
-def test_any_schemas(llm: LLM, count: int) -> None:
+def test_two_hundred_schemas(llm: LLM) -> None:
     """Every answer parses and validates; what was cut at its limit is the beginning of one that would."""
     rng = random.Random(11)
-    schemas = [any_schema(rng) for _ in range(count)]
-    samplings = [Sampling(do_sample=True, temperature=1.3, seed=number) for number in range(count)]
+    schemas = [any_schema(rng) for _ in range(200)]
+    samplings = [Sampling(do_sample=True, temperature=1.3, seed=number) for number in range(200)]
     answers = llm.generate(
-        ["Once upon a time" if number % 2 else "What is Inflight?" for number in range(count)],
+        ["Once upon a time" if number % 2 else "What is Inflight?" for number in range(200)],
         samplings,
         max_new_tokens=[rng.choice([6, 400, 400, 400]) for _ in schemas],
         grammar=[json_grammar(schema) for schema in schemas],
@@ -107,7 +106,7 @@ def test_any_schemas(llm: LLM, count: int) -> None:
         assert answer.finish_reason is FinishReason.EOS
         jsonschema.validate(json.loads(answer.text), schema)
         whole += 1
-    assert whole > count // 2
+    assert whole > 100
 
 
 @pytest.mark.parametrize(
