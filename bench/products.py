@@ -23,6 +23,8 @@ FLOATS = {
     "INT8": Precision(Format.INT8),
     "GROUP4": Precision(Format.GROUP4, 32),
     "GROUP8": Precision(Format.GROUP8, 32),
+    "GROUP4/128": Precision(Format.GROUP4, 128),
+    "GROUP8/128": Precision(Format.GROUP8, 128),
 }
 
 
@@ -82,7 +84,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     rows = [int(each) for each in arguments.rows.split(",")]
-    print(f"{'type':8} {'/ file':>6} " + " ".join(f"{f'{each} rows':>22}" for each in rows))
+    print(f"{'type':10} {'/ file':>6} " + " ".join(f"{f'{each} rows':>22}" for each in rows))
     for name in arguments.types.split(","):
         products = Products(name, arguments.megabytes, arguments.threads)
         cells = []
@@ -90,7 +92,7 @@ def main() -> None:
             seconds = products.seconds(each)
             operations = 2 * SIDE * SIDE * each * products.count
             cells.append(f"{products.size / seconds / 1e9:7.1f} GB/s {operations / seconds / 1e9:6.0f} Gop")
-        print(f"{name:8} {products.size / products.file:6.3f} " + " ".join(f"{cell:>22}" for cell in cells), flush=True)
+        print(f"{name:10} {products.size / products.file:6.3f} " + " ".join(f"{cell:>22}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ const char* open_groups(const Weights& w, const char* from, int64_t groups, Open
         from += Offsets ? 128 : 64;
         for (int64_t i = 0; i < w.group; i += Four ? 8 : 4, from += 128, codes += Four ? 256 : 128)
             for (int64_t j = 0; j < 128; j += 64) {
-                Line both = stream(from + j, kBlockAhead);
+                Line both = line(from + j);
                 if (Four)
                     put(field<0, 15>(both), j), put(field<4, 15>(both), 128 + j);
                 else
@@ -50,7 +50,7 @@ const char* open_groups(const Weights& w, const char* from, int64_t groups, Open
 }
 
 template <bool Offsets>
-INLINE void sum_group(int64_t parts, const uint8_t* codes, const char* x, int64_t rows, bool odd) {
+INLINE void sum_group(int64_t parts, const uint8_t* codes, const char* x, int64_t rows, bool odd, Ahead& ahead) {
     asm volatile("" ::: "memory");
     if (odd) {
         _tile_zero(2);
@@ -60,6 +60,7 @@ INLINE void sum_group(int64_t parts, const uint8_t* codes, const char* x, int64_
         _tile_zero(1);
     }
     for (int64_t p = 0; p < parts; p++, codes += kPart * kPanel, x += kPart * rows) {
+        ahead.some();
         _tile_loadd(6, codes, 128);
         _tile_loadd(7, codes + 64, 128);
         if (odd) {
@@ -129,7 +130,10 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
             const char* from = w.data + panel * w.panel_bytes;
             for (int64_t group = 0, groups; group < all; group += groups) {
                 groups = all - group < most ? all - group : most;
-                from = open_groups<Four, Offsets>(w, from, groups, chunk);
+                const char* next = open_groups<Four, Offsets>(w, from, groups, chunk);
+                const int64_t lines = (next - from) / 64, turns = (end - band) * groups * parts;
+                Ahead ahead{from + kBlockAhead, lines, (lines + turns - 1) / turns};
+                from = next;
                 Adding before;
                 for (int64_t t = band; t < end; t++) {
                     const int64_t row = in.start(t), rows = in.start(t + 1) - row;
@@ -139,7 +143,7 @@ void product_grouped(const Weights& w, const Input& in, int64_t first, int64_t l
                     state.configure_products(rows, rows, kPart / 4);
                     for (int64_t g = 0; g < groups; g++) {
                         sum_group<Offsets>(parts, chunk.codes + g * w.group * kPanel, x + g * w.group * rows, rows,
-                                           g % 2);
+                                           g % 2, ahead);
                         if (before.rows) add_rows<Offsets>(before, some, groups, chunk);
                         if (g % 2) {
                             _tile_stored(2, to.of[g], kPanel * 4);
