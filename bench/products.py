@@ -92,7 +92,7 @@ def main() -> None:
             seconds = products.seconds(each)
             operations = 2 * SIDE * SIDE * each * products.count
             cells.append(f"{products.size / seconds / 1e9:7.1f} GB/s {operations / seconds / 1e9:6.0f} Gop")
-        print(f"{name:10} {products.size / products.file:6.3f} " + " ".join(f"{cell:>22}" for cell in cells), flush=True)
+        print(f"{name:10} {products.size / products.file:6.3f}", *(f"{cell:>22}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
