@@ -30,7 +30,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from bench.load import percentile
 from bench.procs import Server, cpu_seconds, free_port, memory
@@ -427,8 +427,7 @@ class _Canned(asyncio.Protocol):
     """Answers each request with the same refusal as soon as its head is received, and drops its body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's own class does not derive from it
         self.missing = 0
 
     def data_received(self, data: bytes) -> None:
@@ -444,8 +443,7 @@ class _CannedGrpc(asyncio.Protocol):
     """Ends each call with the same status. Assumes that frames arrive whole."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's own class does not derive from it
         self.buffer = b""
         self.greeted = False
 
@@ -599,13 +597,25 @@ def _beside(groups: Sequence[Group], seconds: float) -> Iterator[subprocess.Pope
 
 
 def drive(groups: Sequence[Group], seconds: float, beside: Sequence[Group] = ()) -> dict[str, Any]:
-    """The figures of `groups`, driven in a process of their own; another process drives those `beside` them."""
+    """The figures of `groups`, driven in a process of their own; another process drives those `beside` them.
+
+    Raises RuntimeError if those were not answered: then they loaded nothing.
+    """
     with ExitStack() as stack:
-        if beside:
-            stack.enter_context(_beside(beside, seconds + SETTLE))
+        other = stack.enter_context(_beside(beside, seconds + SETTLE)) if beside else None
         process = stack.enter_context(_beside(groups, seconds))
-        output, _ = process.communicate(timeout=SETTLE + seconds + 60)
-        report: dict[str, Any] = json.loads(output)
+        report = _figures(process, seconds)
+        if other is not None:
+            answered = _figures(other, seconds)
+            for group in beside:
+                if not answered[group.name]["good"] + answered[group.name]["refused"]:
+                    raise RuntimeError(f"The load beside got no answer: {answered}")
+    return report
+
+
+def _figures(process: subprocess.Popen[str], seconds: float) -> dict[str, Any]:
+    output, _ = process.communicate(timeout=2 * SETTLE + seconds + 60)
+    report: dict[str, Any] = json.loads(output)
     return report
 
 
