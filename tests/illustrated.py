@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from tests.recurrent import DELTA, EXPERTS
+
 TEXT: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -35,6 +37,13 @@ _QWEN_TOWER: dict[str, Any] = {
     "depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
     "spatial_merge_size": 2, "initializer_range": 0.15,
 }  # fmt: skip
+_DELTA: dict[str, Any] = {
+    **{key: DELTA[key] for key in DELTA if key.startswith(("linear", "layer", "num_hidden"))},
+    "head_dim": 32,
+    "rope_parameters": {
+        "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2],
+    },
+}  # fmt: skip
 _LLAVA_TOWER = {**TOWER, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8, "projection_dim": 32}
 _LLAVA = {"image_token_index": IMAGE, "vision_config": _LLAVA_TOWER}
 
@@ -56,6 +65,16 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "vision_config": {**_QWEN_TOWER, "patch_size": 8, "deepstack_visual_indexes": [1, 2]},
             "image_token_id": IMAGE,
         },
+    ),
+    "qwen3_5": (
+        "Qwen3_5",
+        _DELTA,
+        {"vision_config": {**_QWEN_TOWER, "patch_size": 8, "num_position_embeddings": 49}, "image_token_id": IMAGE},
+    ),
+    "qwen3_5_moe": (
+        "Qwen3_5Moe",
+        {**_DELTA, **EXPERTS},
+        {"vision_config": {**_QWEN_TOWER, "patch_size": 8, "num_position_embeddings": 49}, "image_token_id": IMAGE},
     ),
     "qwen2_5_vl": (
         "Qwen2_5_VL",
@@ -113,6 +132,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """By family: transformers' class, the language part's and the model's settings."""
+QWENS = ("qwen3_vl", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl")
+"""Families whose tokens have positions by axis."""
 
 
 def save_tiny_vision(family: str, folder: Path, seed: int = 0, **text: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,12 @@ _GGUF = {
 _ENDS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
-def write_qwen35(folder: Path, path: Path, quantised: gguf.GGMLQuantizationType) -> None:
+def write_qwen35(
+    folder: Path,
+    path: Path,
+    quantised: gguf.GGMLQuantizationType,
+    tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
+) -> None:
     """What llama.cpp's converter makes of a Qwen3.5 checkpoint: value heads tiled, decays as they are used, norms with
     their 1, and a block behind the last that predicts further tokens."""
     config = json.loads((folder / "config.json").read_text())
@@ -160,6 +166,10 @@ def write_qwen35(folder: Path, path: Path, quantised: gguf.GGMLQuantizationType)
         writer.add_feed_forward_length(config["intermediate_size"])
     for key, value in sizes.items():
         writer.add_uint32(f"{arch}.{key}", value)
+    if "mrope_section" in config["rope_parameters"]:
+        writer.add_rope_dimension_sections([*config["rope_parameters"]["mrope_section"], 0])
+    if tokenizer is not None:
+        tokenizer(writer)
     tiled = np.arange(values).reshape(keys, -1).T.reshape(-1)
     found: dict[str, np.ndarray] = {}
     stored = load_file(folder / "model.safetensors")

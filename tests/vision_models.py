@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.recurrent import DELTA, EXPERTS
+
 POCKET = Path(__file__).resolve().parents[1] / "models" / "pocket"
 
 TEXT: dict[str, Any] = {
@@ -180,33 +182,64 @@ def _qwen3_vl() -> Made:
     made = Made(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     text = {**made.text, "head_dim": 16, "rope_parameters": rope, "num_hidden_layers": 3}
-    vision = {key: value for key, value in VISION.items() if not key.startswith("num_")}
     made.config = transformers.Qwen3VLConfig(
         text_config=transformers.Qwen3VLTextConfig(**text).to_dict(),
-        vision_config={
-            **vision,
-            "depth": 3,
-            "num_heads": 4,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 64,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        **dict(zip(("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id"), made.ids)),
+        vision_config={**_qwen3_vision(), "deepstack_visual_indexes": [0, 1]},
+        **_qwen_ids(made),
     )
-    size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64}
-    made.processor = _scaling(
-        "Qwen2VL",
-        size=size,
-        patch_size=4,
-        merge_size=2,
-        temporal_patch_size=2,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
+    made.processor = _qwen3_processor()
     return made
+
+
+def _qwen3_vision() -> dict[str, Any]:
+    return {
+        **{key: value for key, value in VISION.items() if not key.startswith("num_")},
+        "depth": 3,
+        "num_heads": 4,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+    }
+
+
+def _qwen_ids(made: Made) -> dict[str, int]:
+    names = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
+    return dict(zip(names, made.ids))
+
+
+def _qwen3_processor() -> dict[str, Any]:
+    half = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64}
+    return _scaling("Qwen2VL", size=size, patch_size=4, merge_size=2, temporal_patch_size=2, **half)
+
+
+def _qwen3_5(kind: str = "Qwen3_5", **settings: Any) -> Made:
+    """Every second layer has a recurrent state; attention turns 16 of its heads' 32 components."""
+    import transformers
+
+    made = Made(QWEN, "<|vision_start|><|image_pad|><|vision_end|>")
+    rope = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [3, 3, 2],
+        "mrope_interleaved": True,
+    }
+    delta = {name: value for name, value in DELTA.items() if name.startswith(("linear", "layer", "num_hidden"))}
+    text = {**made.text, **delta, "head_dim": 32, "rope_parameters": rope, **settings}
+    made.config = getattr(transformers, f"{kind}Config")(
+        text_config=getattr(transformers, f"{kind}TextConfig")(**text).to_dict(),
+        vision_config=_qwen3_vision(),
+        **_qwen_ids(made),
+    )
+    made.processor = _qwen3_processor()
+    return made
+
+
+def _qwen3_5_moe() -> Made:
+    return _qwen3_5("Qwen3_5Moe", **EXPERTS)
 
 
 def _qwen2_5_vl() -> Made:
@@ -228,7 +261,7 @@ def _qwen2_5_vl() -> Made:
             "window_size": 32,
             "fullatt_block_indexes": [1],
         },
-        **dict(zip(("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id"), made.ids)),
+        **_qwen_ids(made),
     )
     size = {"shortest_edge": 4 * 64, "longest_edge": 100 * 64}
     made.processor = _scaling("Qwen2VL", size=size, patch_size=4, merge_size=2, temporal_patch_size=2)
@@ -357,6 +390,8 @@ def _pixtral() -> Made:
 MAKERS: dict[str, Callable[[], Made]] = {
     "smolvlm": _smolvlm,
     "qwen3_vl": _qwen3_vl,
+    "qwen3_5": _qwen3_5,
+    "qwen3_5_moe": _qwen3_5_moe,
     "qwen2_5_vl": _qwen2_5_vl,
     "gemma3": _gemma3,
     "llava": _llava,

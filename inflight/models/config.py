@@ -18,7 +18,7 @@ from inflight.models.config_gemma import gemma2, gemma3, gemma4
 from inflight.models.config_hybrid import HYBRIDS
 from inflight.models.config_latent import LATENT
 from inflight.models.config_more import MORE
-from inflight.models.config_vision import VISION_FAMILIES, text_part
+from inflight.models.config_vision import VISION_FAMILIES, interleaved_axes, text_part
 from inflight.models.description import EXPERT_NAMES, Config, DecoderConfig, Experts
 from inflight.models.recurrences import DeltaNet
 
@@ -157,12 +157,21 @@ def plain_rope(config: Config) -> tuple[dict[str, Any], tuple[int, ...]]:
 
 
 def _qwen3_5(config: Config) -> DecoderConfig:
-    """The language part of a Qwen3.5, whose files also hold an encoder of images."""
+    """The language part of a Qwen3.5, whose files also hold an encoder of images. Only what attention rotates of a head
+    has axes."""
     text = dict(config["text_config"])
     text["model_type"] = f"{config['model_type']}_text"
     described = _qwen3_next(text)
-    tied = bool(config.get("tie_word_embeddings") or described.tied)
-    return replace(described, family=config["model_type"], prefix="model.language_model.", tied=tied)
+    rope, sections = plain_rope({"partial_rotary_factor": 0.25, **text})
+    turned = int(described.head_dim * rope["partial_rotary_factor"])
+    return replace(
+        described,
+        family=config["model_type"],
+        prefix="model.language_model.",
+        tied=bool(config.get("tie_word_embeddings") or described.tied),
+        images=True,
+        axes=interleaved_axes(sections or (11, 11, 10), turned // 2),
+    )
 
 
 def _mixtral(config: Config) -> DecoderConfig:

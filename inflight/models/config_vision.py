@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,7 +176,18 @@ def _take_axes(settings: dict[str, Any], axes: Axes) -> tuple[int, ...]:
     default = 128 if settings["model_type"] == "qwen3" else settings["hidden_size"] // heads
     pairs = (settings.get("head_dim") or default) // 2
     if axes.interleaved:
-        return tuple(pair % 3 if pair < 3 * sections[pair % 3] else 0 for pair in range(pairs))
+        return interleaved_axes(sections, pairs)
     if len(sections) != 3 or sum(sections) != pairs:
         raise ValueError(f"mrope_section is {sections}; heads have {pairs} pairs of components")
     return tuple(axis for axis, count in enumerate(sections) for _ in range(count))
+
+
+def interleaved_axes(sections: Sequence[int], pairs: int) -> tuple[int, ...]:
+    """The axis of each pair of components, see `Axes.interleaved`.
+
+    Raises:
+        ValueError: there are not three sections.
+    """
+    if len(sections) != 3:
+        raise ValueError(f"mrope_section is {list(sections)}, where three numbers belong")
+    return tuple(pair % 3 if pair < 3 * sections[pair % 3] else 0 for pair in range(pairs))

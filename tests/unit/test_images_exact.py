@@ -14,11 +14,11 @@ import pytest
 from inflight.config import AdapterConfig
 from inflight.contract import EncodedImage, Grid, Sampling, Span
 from inflight.shard import ModelRunner
-from tests.illustrated import IMAGE, save_tiny_vision
+from tests.illustrated import IMAGE, QWENS, save_tiny_vision
 from tests.lm import Driver, make_runner
 from tests.unit.test_lora import merged, save_adapter
 
-FAMILIES = ["smolvlm", "gemma3", "qwen3_vl"]
+FAMILIES = ["smolvlm", "gemma3", "qwen3_vl", "qwen3_5"]
 """Plain ones, those whose tokens of an image see each other, and those with positions by axis and added rows."""
 
 ASK = Sampling(logprobs=True)
@@ -54,7 +54,7 @@ def prompt_of(family: str, parts: Items[list[int] | EncodedImage]) -> dict[str, 
         total = len(part.rows)
         size = part.grid.columns if family == "smolvlm" else total
         for offset in range(0, total, size):
-            grid = part.grid if family == "qwen3_vl" else None
+            grid = part.grid if family in QWENS else None
             spans.append(Span(len(tokens), size, len(images), offset, part.digest, grid, family == "gemma3"))
             tokens += [IMAGE] * size + ([7] if size < total else [])
         images.append(part)
@@ -136,13 +136,34 @@ def test_an_image_that_changed_is_computed_anew(family: str, base: Path) -> None
     runner = make_runner(folder_of(family, base), threads=1)
     driver = Driver(runner)
     cached = []
-    for change in (0.0, 1e-3, 0.0):
+    for change in (0.0, 1e-3, 2e-3, 0.0):
         prompt = prompt_of(family, [text(9), picture(family, 1, change=change), text(9, 1)])
         request = driver.scheduler.requests[driver.add(count=COUNT, sampling=ASK, **prompt)]
         driver.drain()
         cached.append(request.cached)
-    assert cached[:2] == [0, 8], "up to the block in which the image begins"
-    assert cached[2] == (len(prompt["prompt"]) - 1) // 4 * 4
+    # Up to the block in which the image begins; a state lies there as soon as two prompts have parted there.
+    assert cached[:3] == ([0, 0, 8] if family == "qwen3_5" else [0, 8, 8])
+    assert cached[3] == (len(prompt["prompt"]) - 1) // 4 * 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_next_turn(family: str, base: Path) -> None:
+    """The prompt of a turn is that of the turn before, its answer and more; it begins behind the image."""
+    runner = make_runner(folder_of(family, base), threads=1)
+    first = prompt_of(family, [text(9), picture(family, 1), text(9, 1)])
+    driver = Driver(runner)
+    said = driver.add(count=COUNT, sampling=ASK, **first)
+    driver.drain()
+    second = {**first, "prompt": first["prompt"] + driver.out[said] + text(5, 2)}
+    next = driver.add(count=COUNT, sampling=ASK, **second)
+    request = driver.scheduler.requests[next]
+    driver.drain()
+    assert request.cached is not None
+    assert request.cached >= first["spans"][-1].stop
+    found = driver.out[next], driver.logprobs[next]
+    for id in list(runner._batch.ids):
+        runner._batch.filter(id)
+    assert found == answers(runner, [second])[0][:2]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tokenizers
 
 from inflight.config import GeneratorConfig, RestartPolicy, ServerConfig
@@ -41,13 +42,20 @@ class Qwen(FakeInput):
 
 
 class QwenVision(FakeVision):
+    """Of Qwen3-VL, whose images have rows for deeper layers, and of Qwen3.5."""
+
+    deep = True
+
     def encoded(self, media: Media) -> EncodedImage:
         found = super().encoded(media)
+        if not self.deep:
+            return found
         return replace(found, added=(np.sin(found.rows), np.cos(found.rows)))
 
 
-def test_a_rank_that_is_killed(tmp_path: Path) -> None:
-    folder = save_tiny_vision("qwen3_vl", tmp_path / "model", max_position_embeddings=4096)
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+def test_a_rank_that_is_killed(family: str, tmp_path: Path) -> None:
+    folder = save_tiny_vision(family, tmp_path / "model", max_position_embeddings=4096)
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(512)}, unk_token="w0"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     input = Qwen(f"w{IMAGE}", IMAGE, 64)
@@ -64,6 +72,7 @@ def test_a_rank_that_is_killed(tmp_path: Path) -> None:
     async def main() -> None:
         shards = ShardGroup(config, ServerConfig(log_dir=tmp_path))
         vision = QwenVision(input)
+        vision.deep = family == "qwen3_vl"
         quick = RestartPolicy(first_delay=0.05, max_delay=0.1)
         engine = Engine(config, Tokenizer(inner, (), {}, None), shards, quick, vision=vision)
         await engine.start()

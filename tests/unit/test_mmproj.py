@@ -27,6 +27,7 @@ from inflight.vision import open_vision
 from inflight.vision.families import open_family
 from inflight.vision.towers import load_tower
 from tests.gguf_files import bpe, float32, matrices, write_gguf
+from tests.recurrent import write_qwen35
 from tests.unit.test_vision_generations import generated
 from tests.vision_models import picture, save_vision
 
@@ -43,6 +44,8 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pixtral": ("mistral3", {}),
     "qwen2_5_vl": ("qwen2vl", {f"qwen2vl.{key}": value for key, value in SECTIONS.items()}),
     "qwen3_vl": ("qwen3vl", {f"qwen3vl.{key}": value for key, value in SECTIONS.items()}),
+    "qwen3_5": ("qwen35", {}),
+    "qwen3_5_moe": ("qwen35moe", {}),
 }
 """The language model's architecture in GGUF and its further metadata, by family."""
 PREFIXES = ("model.text_model.", "language_model.model.", "model.language_model.", "model.")
@@ -57,6 +60,8 @@ PROJECTORS = {
     "pixtral": "pixtral",
     "qwen2_5_vl": "qwen2.5vl_merger",
     "qwen3_vl": "qwen3vl_merger",
+    "qwen3_5": "qwen3vl_merger",
+    "qwen3_5_moe": "qwen3vl_merger",
 }
 
 
@@ -91,7 +96,11 @@ def write_text(folder: Path, family: str, path: Path, type: Type = Type.F32) -> 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     special = {"bos": "<|begin|>", "eos": "<|end|>", "padding": "<|pad|>"}
     types = float32 if type is Type.F32 else matrices(type)
-    write_gguf(inner, path, architecture, types, metadata, bpe(tokenizer, special, pre="smollm"))
+    words = bpe(tokenizer, special, pre="smollm")
+    if architecture.startswith("qwen35"):
+        write_qwen35(inner, path, type, words)
+    else:
+        write_gguf(inner, path, architecture, types, metadata, words)
     shutil.rmtree(inner)
 
 
@@ -169,7 +178,7 @@ def add_settings(writer: gguf.GGUFWriter, family: str, config: Mapping[str, Any]
         if family == "qwen2_5_vl":
             writer.add_vision_n_wa_pattern(vision["fullatt_block_indexes"][0] + 1)
         else:
-            deep = [layer in vision["deepstack_visual_indexes"] for layer in range(vision["depth"])]
+            deep = [layer in vision.get("deepstack_visual_indexes", []) for layer in range(vision["depth"])]
             writer.add_vision_is_deepstack_layers(deep)
 
 
@@ -251,7 +260,7 @@ def called(family: str, name: str, names: gguf.TensorNameMap, config: Mapping[st
         if "lambda_" in name or "position_embedding" in name:
             name += ".weight"
         name = name if name.startswith("mlp1") else f"model.{name}"
-    if family == "qwen3_vl":
+    if PROJECTORS[family] == "qwen3vl_merger":
         name = name.removeprefix("model.")
         if "deepstack" in name:
             _, _, index, part, kind = name.split(".")

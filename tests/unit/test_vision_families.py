@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from inflight.checkpoint import ModelFolder, open_model
+from inflight.checkpoint.gguf.projectors import PROJECTORS
 from inflight.config import ModelConfig
 from inflight.contract import Grid
 from inflight.vision.families import FAMILIES, Family, open_family
@@ -167,3 +168,11 @@ def test_an_unknown_family_reads_text_only_and_says_so(tmp_path: Path, caplog: p
 
 def test_every_family_has_a_checkpoint() -> None:
     assert {*MAKERS, "idefics3"} == {*FAMILIES, "pixtral"}
+
+
+def test_the_page_lists_what_is_read() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "images.md").read_text(encoding="utf-8")
+    line = text.partition("In `model_type` they have: ")[2].partition(".\n")[0]
+    assert re.findall(r"`(.+?)`", line) == sorted(FAMILIES)
+    table = text.partition("| projector | models |\n")[2].partition("\n\n")[0]
+    assert sorted(re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)) == sorted(PROJECTORS)

@@ -18,11 +18,12 @@ from inflight.vision.encoder import Encoded
 from inflight.vision.families import Family
 from inflight.vision.service import VisionService
 from inflight.vision.towers import load_tower
+from tests.illustrated import QWENS
 from tests.unit.test_vision_families import Opened
 from tests.vision_models import MAKERS, picture
 
 COUNT = 4
-KINDS = {"gemma3": "token_type_ids", "qwen3_vl": "mm_token_type_ids", "qwen2_5_vl": "mm_token_type_ids"}
+KINDS = {"gemma3": "token_type_ids", **dict.fromkeys(QWENS, "mm_token_type_ids")}
 """What transformers wants to be told of the tokens: which are an image's."""
 
 

@@ -120,6 +120,7 @@ class Companion:
             "text_config": text if kind.axes is None else self._on_axes(text, kind.axes),
             "vision_config": vision,
             **found,
+            "model_type": kind.wholes.get(text["model_type"], found["model_type"]),
         }
 
     def _width(self, default: int) -> int:

@@ -74,6 +74,7 @@ class Projector:
         last: the tensor that makes the language model's rows, where the file's `projection_dim` says something else.
         turned: queries and keys are in the order that llama.cpp's rotation wants.
         axes: positions of the language model are on three axes, whose sections its file has.
+        wholes: `model_type` of the whole by that of the language model, where it is not the one of `config`.
     """
 
     image: str
@@ -85,6 +86,7 @@ class Projector:
     last: str | None = None
     turned: bool = False
     axes: Json | None = field(default=None)
+    wholes: Mapping[str, str] = field(default_factory=dict)
 
 
 def size(metadata: Metadata, name: str, default: int | None = None) -> int:
@@ -371,6 +373,7 @@ PROJECTORS = {
         _qwen3,
         _qwen_processor(64),
         axes={"mrope_interleaved": True},
+        wholes={"qwen3_5_text": "qwen3_5", "qwen3_5_moe_text": "qwen3_5_moe"},
     ),
 }
 """By `clip.projector_type`."""

@@ -1,4 +1,4 @@
-"""Qwen3-VL and Qwen2.5-VL: one picture with both sides a multiple of a merged patch."""
+"""Qwen3-VL, Qwen3.5 and Qwen2.5-VL: one picture with both sides a multiple of a merged patch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inflight.vision.limits import check_ratio
 class QwenVl(Patches):
     """The grid: rows and columns of merged patches, one token each; positions are on three axes."""
 
-    types = ("qwen3_vl", "qwen2_5_vl")
+    types = ("qwen3_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe")
     usual_token = "<|image_pad|>"
     defaults = {
         **CLIP,

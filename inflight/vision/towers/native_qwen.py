@@ -1,4 +1,4 @@
-"""The towers of Qwen3-VL and Qwen2.5-VL: patches with rotations on two axes, merged four by four."""
+"""The towers of Qwen3-VL, Qwen3.5 and Qwen2.5-VL: patches with rotations on two axes, merged four by four."""
 
 from __future__ import annotations
 
@@ -184,6 +184,12 @@ class Qwen3Tower(QwenTower):
             for column, column_share in ((left, left_share), (right, right_share)):
                 out += grid[row[:, None], column[None, :]] * (row_share[:, None] * column_share[None, :])[:, :, None]
         return out.reshape(rows * columns, -1)
+
+
+class Qwen35Tower(Qwen3Tower):
+    """Qwen3.5's: Qwen3-VL's without the states for other layers of the language model."""
+
+    defaults = {**Qwen3Tower.defaults, "deepstack_visual_indexes": []}
 
 
 def taps(count: int, side: int) -> tuple[Indices, Indices, Floats]:

@@ -11,7 +11,7 @@ from inflight.vision.towers.native_internvl import InternVLTower
 from inflight.vision.towers.native_llava import LlavaNextTower, LlavaOnevisionTower, llava_tower
 from inflight.vision.towers.native_parts import NativeSettings, NotNative
 from inflight.vision.towers.native_pixtral import PixtralTower
-from inflight.vision.towers.native_qwen import Qwen3Tower, Qwen25Tower
+from inflight.vision.towers.native_qwen import Qwen3Tower, Qwen25Tower, Qwen35Tower
 from inflight.vision.towers.native_siglip import Gemma3Tower, Idefics3Tower
 
 Maker = Callable[[dict[str, Any], Weights, NativeSettings], Tower]
@@ -25,6 +25,8 @@ FAMILIES: dict[str, Maker] = {
     "llava_onevision": LlavaOnevisionTower,
     "mistral3": PixtralTower,
     "qwen2_5_vl": Qwen25Tower,
+    "qwen3_5": Qwen35Tower,
+    "qwen3_5_moe": Qwen35Tower,
     "qwen3_vl": Qwen3Tower,
     "smolvlm": Idefics3Tower,
 }

@@ -58,7 +58,7 @@ class TorchTower(Tower):
             return [{"pixel_values": tile[None, None]} for tile in pixels]
         if self._kind in ("llava_next", "llava_onevision"):
             return [{"pixel_values": pixels[None], "image_sizes": torch.tensor([prepared.size])}]
-        if self._kind in ("qwen3_vl", "qwen2_5_vl"):
+        if self._kind in ("qwen3_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe"):
             patches, rows, columns = self._patches(pixels[0])
             return [{"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}]
         if self._vision == "pixtral":
