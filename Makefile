@@ -56,11 +56,11 @@ types: $(TESTED)
 	$(BIN)/mypy -p bench -p tests
 
 # Most tests wait for processes that they started, so three at a time keep two processors busy. A file's tests stay
-# together, because they share servers; then comes what nothing may run beside.
+# together, because they share servers; then comes what nothing may run beside, of which a few files have all.
 JOBS ?= 3
 unit: $(TESTED)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not alone and not slow'
-	$(BIN)/python -m pytest -q -m alone
+	$(BIN)/python -m pytest -q -m alone $$(grep -rlF pytest.mark.alone tests --include='test_*.py')
 
 # Further cases of what `make test` tries in a short form: more ranks, more ways to kill a process. Some minutes.
 slow: $(TESTED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import signal
 import sys
 import textwrap
@@ -17,6 +19,32 @@ from tests.grpc_server import ENGINES
 
 # What tests start must not ignore SIGHUP because whoever started the tests did so (nohup).
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Imports this worker's share of the test files before it collects all of them.
+
+    Every worker of pytest-xdist collects everything, and they start together: each would rewrite and compile all files
+    for itself, which takes longer than all else that collecting does. So each begins with other files, and finds the
+    rest compiled. What cannot be imported is told when it is collected.
+    """
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None or sys.dont_write_bytecode:
+        return
+    index, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+    for name in collected_modules(session.config)[index::count]:
+        with contextlib.suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(name)
+
+
+def collected_modules(config: pytest.Config) -> list[str]:
+    """Names of the test modules in the folders that pytest was given, without those it was told to ignore."""
+    ignored = {Path(name).resolve() for name in config.getoption("ignore") or ()}
+    root = config.rootpath
+    folders = [Path(argument).resolve() for argument in config.args if Path(argument).is_dir()]
+    files = {file for folder in folders if folder.is_relative_to(root) for file in folder.rglob("test_*.py")} - ignored
+    return [".".join(file.relative_to(root).with_suffix("").parts) for file in sorted(files)]
 
 
 @pytest.fixture(scope="module", params=ENGINES)
