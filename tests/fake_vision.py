@@ -17,6 +17,7 @@ class FakeInput:
 
     placeholder = "<image>"
     before, after = "w900", "w901"
+    filler_id: int | None = None
 
     def __init__(self, token: str = "w3", token_id: int = 3, hidden: int = 2, whole: bool = False) -> None:
         self._token = token
@@ -29,6 +30,10 @@ class FakeInput:
 
     def runs(self, grid: Grid) -> list[int]:
         return [grid.columns] * grid.rows
+
+    @property
+    def together(self) -> int:
+        return max(self.runs(Grid(1, 1))) if self.whole else 0
 
     def positions(self, grid: Grid) -> Grid | None:
         return None

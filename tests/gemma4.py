@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,9 @@ _ENDS = {
 }
 
 
-def write_gemma4(folder: Path, path: Path, kind: Type) -> None:
+def write_gemma4(
+    folder: Path, path: Path, kind: Type, tokenizer: Callable[[gguf.GGUFWriter], None] | None = None
+) -> None:
     """Products and tables in blocks of `kind` where their rows fit, all else float32."""
     config = json.loads((folder / "config.json").read_text())
     layers, shared = config["num_hidden_layers"], config["num_kv_shared_layers"]
@@ -164,7 +167,10 @@ def write_gemma4(folder: Path, path: Path, kind: Type) -> None:
     writer.add_rope_dimension_count_swa(config["head_dim"])
     writer.add_rope_freq_base(ropes[FULL]["rope_theta"])
     writer.add_rope_freq_base_swa(ropes[SLIDING]["rope_theta"])
-    writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if config["final_logit_softcapping"]:
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if tokenizer is not None:
+        tokenizer(writer)
     if config["enable_moe_block"]:
         writer.add_expert_count(config["num_experts"])
         writer.add_expert_used_count(config["top_k_experts"])

@@ -47,6 +47,38 @@ _DELTA: dict[str, Any] = {
 _LLAVA_TOWER = {**TOWER, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 8, "projection_dim": 32}
 _LLAVA = {"image_token_index": IMAGE, "vision_config": _LLAVA_TOWER}
 
+_GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "sliding_window": 8,
+    "num_hidden_layers": 4,
+    "use_bidirectional_attention": "vision",
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 0,
+}
+_GEMMA4_E = {
+    **_GEMMA4,
+    "use_bidirectional_attention": None,
+    "num_kv_shared_layers": 2,
+    "use_double_wide_mlp": True,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 512,
+}
+_GEMMA4_TOWER: dict[str, Any] = {
+    **TOWER,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "patch_size": 4,
+    "pooling_kernel_size": 2,
+    "position_embedding_size": 64,
+    "standardize": True,
+}
+_GEMMA4_LIMITED = {**_GEMMA4_TOWER, "use_clipped_linears": True}
+_GEMMA4_WHOLE: dict[str, Any] = {
+    "vision_config": _GEMMA4_TOWER, "audio_config": None, "image_token_id": IMAGE, "video_token_id": 505,
+    "audio_token_id": 506, "boi_token_id": 501, "eoi_token_id": 502, "boa_token_id": 503, "eoa_token_index": 504,
+}  # fmt: skip
+
 SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "smolvlm": (
         "SmolVLM",
@@ -96,6 +128,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "image_token_index": IMAGE,
         },
     ),
+    "gemma4": ("Gemma4", _GEMMA4, _GEMMA4_WHOLE),
+    "gemma4_e": ("Gemma4", _GEMMA4_E, {**_GEMMA4_WHOLE, "vision_config": _GEMMA4_LIMITED}),
     "llava": ("Llava", {"model_type": "llama"}, {**_LLAVA, "image_seq_length": 16}),
     "llava_next": (
         "LlavaNext",
@@ -132,6 +166,8 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """By family: transformers' class, the language part's and the model's settings."""
+WHOLE = ("gemma3", "gemma4")
+"""Families whose tokens of an image see each other."""
 QWENS = ("qwen3_vl", "qwen3_5", "qwen3_5_moe", "qwen2_5_vl")
 """Families whose tokens have positions by axis."""
 
@@ -153,6 +189,8 @@ def save_tiny_vision(family: str, folder: Path, seed: int = 0, **text: Any) -> P
         for parameter in model.parameters():
             if parameter.dim() == 1:  # norms and biases start as ones and zeros
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        if name == "Gemma4":
+            stir_gemma4(model)
     model.save_pretrained(folder)
     return folder
 
@@ -194,6 +232,8 @@ def two_pictures(family: str, model: Any) -> Pictures:
         inputs["image_sizes"] = torch.tensor([[20, 61], [64, 25]])
         if family == "llava_onevision":
             inputs["batch_num_images"] = torch.tensor([1, 1])
+    elif family.startswith("gemma4"):
+        return _gemma4_pictures(draw)
     elif family in ("smolvlm", "idefics3"):
         shape = (1, 2, 3, 32, 32)
     elif family == "mistral3":
@@ -205,3 +245,31 @@ def two_pictures(family: str, model: Any) -> Pictures:
     if shape[0] == 1:  # the tiles of a prompt's pictures as one
         counts = [sum(counts) // 2] * 2
     return Pictures(inputs, [(count, None) for count in counts])
+
+
+def stir_gemma4(model: Any) -> None:
+    """Gives random values to what is not a parameter, or starts as ones: limits of products, what is usual."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith(("_min", "_max")):
+                buffer.fill_((-1.0 if "_min" in name else 1.0) * float(0.5 + torch.rand(())))
+            elif "std_" in name:
+                buffer.normal_().mul_(0.5).add_(1.0)
+            elif name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
+        for name, parameter in model.named_parameters():
+            if "position_embedding_table" in name:
+                parameter.normal_(0, 0.3)
+
+
+def _gemma4_pictures(draw: torch.Generator) -> Pictures:
+    """Of 2 by 3 and 4 by 1 tokens; the smaller one is padded."""
+    sizes = [(2, 3), (4, 1)]
+    most = max(4 * rows * columns for rows, columns in sizes)
+    pixels, places = torch.rand(2, most, 48, generator=draw), torch.full((2, most, 2), -1)
+    for number, (rows, columns) in enumerate(sizes):
+        row, column = torch.meshgrid(torch.arange(2 * rows), torch.arange(2 * columns), indexing="ij")
+        places[number, : 4 * rows * columns] = torch.stack([column, row], -1).view(-1, 2)
+    return Pictures(
+        {"pixel_values": pixels, "image_position_ids": places}, [(rows * columns, None) for rows, columns in sizes]
+    )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.illustrated import stir_gemma4
 from tests.recurrent import DELTA, EXPERTS
 
 POCKET = Path(__file__).resolve().parents[1] / "models" / "pocket"
@@ -60,7 +61,7 @@ class Made:
         self.tokenizer.add_special_tokens([AddedToken(text, special=True) for text in markers])
         self.vocab_size = self.tokenizer.get_vocab_size()
         self.ids = [self.tokenizer.token_to_id(text) for text in markers]
-        self.placeholder = placeholder or markers[0]
+        self.placeholder = placeholder or "".join(markers[:1])
         self.text = {**TEXT, "vocab_size": self.vocab_size}
         self.config: Any = None
         self.processor: dict[str, Any] = {}
@@ -85,6 +86,8 @@ def save_vision(family: str, folder: Path, seed: int = 0, **settings: Any) -> Pa
                 parameter.normal_(0, 0.15)
             if parameter.dim() == 1:  # norms and biases start as ones and zeros
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        if family.startswith("gemma4"):
+            stir_gemma4(model)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     made.tokenizer.save(str(folder / "tokenizer.json"))
@@ -287,6 +290,64 @@ def _gemma3() -> Made:
     return made
 
 
+def _gemma4(**settings: Any) -> Made:
+    """A larger model's form; `settings` of the language part make it a smaller one."""
+    import transformers
+
+    made = Made(["<|image|>", "<|image>", "<image|>"])
+    text = {
+        **made.text,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 8,
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "hidden_size_per_layer_input": 0,
+        "use_bidirectional_attention": "vision",
+        **settings,
+    }
+    larger = not settings
+    made.config = transformers.Gemma4Config(
+        text_config=transformers.Gemma4TextConfig(**text).to_dict(),
+        vision_config={
+            **VISION,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "patch_size": 4,
+            "pooling_kernel_size": 3,
+            "position_embedding_size": 512,
+            "standardize": larger,
+            "use_clipped_linears": not larger,
+        },
+        audio_config=None,
+        **dict(zip(("image_token_id", "boi_token_id", "eoi_token_id"), made.ids)),
+        **{f"{name}_token_id": made.vocab_size for name in ("video", "audio", "boa")},  # which prompts do not have
+        eoa_token_index=made.vocab_size,
+    )
+    made.processor = {
+        "image_processor_type": "Gemma4ImageProcessor",
+        "patch_size": 4,
+        "pooling_kernel_size": 3,
+        "max_soft_tokens": 70,
+        "rescale_factor": 1 / 255,
+        "do_normalize": False,
+        "image_mean": [0.0] * 3,
+        "image_std": [1.0] * 3,
+        "resample": 3,
+    }
+    return made
+
+
+def _gemma4_e() -> Made:
+    return _gemma4(
+        use_bidirectional_attention=None,
+        hidden_size_per_layer_input=16,
+        vocab_size_per_layer_input=Made([]).vocab_size + 3,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+    )
+
+
 def _clip(**settings: Any) -> dict[str, Any]:
     return {**VISION, "model_type": "clip_vision_model", "image_size": 32, "patch_size": 4, **settings}
 
@@ -394,6 +455,8 @@ MAKERS: dict[str, Callable[[], Made]] = {
     "qwen3_5_moe": _qwen3_5_moe,
     "qwen2_5_vl": _qwen2_5_vl,
     "gemma3": _gemma3,
+    "gemma4": _gemma4,
+    "gemma4_e": _gemma4_e,
     "llava": _llava,
     "llava_next": _llava_next,
     "llava_onevision": _llava_onevision,
@@ -401,4 +464,4 @@ MAKERS: dict[str, Callable[[], Made]] = {
     "mistral3": _mistral3,
     "pixtral": _pixtral,
 }
-"""By `model_type`; pixtral: llava with Pixtral's tower."""
+"""By `model_type`; pixtral: llava with Pixtral's tower; gemma4_e: a smaller Gemma 4."""

@@ -131,6 +131,11 @@ class ImageInput(Protocol):
         """The token that stands at every position of an image."""
 
     @property
+    def filler_id(self) -> int | None:
+        """The token that the language model gets at these positions in its place; None: itself, if its vocabulary has
+        it. Gemma 4's layers have embeddings of their own, which at images are those of padding."""
+
+    @property
     def hidden(self) -> int:
         """Width of the rows: the language model's hidden size."""
 
@@ -146,6 +151,10 @@ class ImageInput(Protocol):
     @property
     def whole(self) -> bool:
         """Whether the tokens of a run see each other in both directions."""
+
+    @property
+    def together(self) -> int:
+        """Tokens of the longest run that one step has to compute together; 0: steps may cut runs anywhere."""
 
 
 class Vision(Protocol):

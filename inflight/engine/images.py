@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 from inflight.contract import (
     EncodedImage,
     GenerationRequest,
-    Grid,
     ImageInput,
     Media,
     SeenImage,
@@ -65,7 +64,7 @@ class Images:
     @property
     def step(self) -> int:
         """Tokens of an image that one step has to compute together; 0: steps may cut images anywhere."""
-        return max(self.input.runs(Grid(1, 1))) if self.input is not None and self.input.whole else 0
+        return self.input.together if self.input is not None else 0
 
     def check(self, request: GenerationRequest) -> None:
         """Checks a request before its images are encoded.
@@ -191,13 +190,18 @@ class Images:
         return tuple(spans)
 
     def known(self, tokens: list[int], spans: Items[Span], vocab_size: int) -> list[int]:
-        """The prompt with a token that the model's embedding has (0) in the places of images, where the token of images
-        lies outside (Gemma 3). Their embeddings come from the images."""
-        if self.input is None or not spans or self.input.token_id < vocab_size:
+        """The prompt with the family's filler in the places of images, or with a token that the model's embedding has
+        (0), where the token of images lies outside (Gemma 3). Their embeddings come from the images."""
+        if self.input is None or not spans:
             return tokens
+        filler = self.input.filler_id
+        if filler is None:
+            if self.input.token_id < vocab_size:
+                return tokens
+            filler = 0
         tokens = tokens.copy()
         for span in spans:
-            tokens[span.start : span.stop] = [0] * span.count
+            tokens[span.start : span.stop] = [filler] * span.count
         return tokens
 
 

@@ -41,6 +41,7 @@ class Layer:
     Attributes:
         source: the number of the layer whose keys and values this one reads; None: it has its own.
         latent: the first components of a key, which are its value too; 0: values are as wide as keys.
+        causal: no query sees a key behind its own, whatever `StepArrays.until` says.
     """
 
     heads: int
@@ -51,6 +52,7 @@ class Layer:
     softcap: float | None = None
     source: int | None = None
     latent: int = 0
+    causal: bool = False
 
     @property
     def value_dim(self) -> int:

@@ -128,6 +128,7 @@ class NativeProgram(RecurrentProgram):
                 -1 if sinks is None else sinks,
                 -1 if layer.source is None else layer.source,
                 layer.latent,
+                layer.causal,
             )
         )
 

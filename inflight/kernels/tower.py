@@ -6,6 +6,7 @@ else: they are the same on any number of threads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +182,7 @@ class TowerProgram(Store):
         self._add(TowerCode.NORM, from_=from_, to=to, mode=mode, **self._normed(norm, self._widths[to]))
 
     def rotate(
-        self, at: int, heads: int, array: int, kv_heads: int = 0, norms: tuple[TowerNorm, TowerNorm] | None = None
+        self, at: int, heads: int, array: int, kv_heads: int = 0, norms: Sequence[TowerNorm] | None = None
     ) -> None:
         """Rotates the heads of queries and keys in place by the angles of one of the run's arrays.
 
@@ -190,16 +191,18 @@ class TowerProgram(Store):
         Args:
             at: queries, keys and values side by side.
             kv_heads: of keys and of values; 0: as many as of queries.
-            norms: RMSNorms of each head of queries and of keys, in front of the rotation.
+            norms: RMSNorms of each head of queries and of keys, in front of the rotation, and if there is a third, of
+                values.
         """
         dim = self._dim(at, heads, kv_heads)
         settings: dict[str, Any] = {"kv_heads": kv_heads} if kv_heads else {}
         if norms is not None:
-            queries, keys = norms
-            if queries.bias is not None or keys.bias is not None or queries.eps != keys.eps:
+            if any(each.bias is not None or each.eps != norms[0].eps for each in norms):
                 raise ValueError("heads have RMSNorms of one epsilon")
-            self._norm_fits(keys.weight, dim)
-            settings |= {**self._normed(queries, dim), "key_norm": keys.weight}
+            settings |= self._normed(norms[0], dim)
+            for kind, norm in zip(("key_norm", "value_norm"), norms[1:]):
+                self._norm_fits(norm.weight, dim)
+                settings[kind] = norm.weight
         number = self._array(array, at, dim)
         self._add(TowerCode.ROTATE, from_=at, to=at, heads=heads, number=number, **settings)
 
@@ -267,6 +270,42 @@ class TowerProgram(Store):
         """to = means of `parts` rows of `from`, by one of the run's tables."""
         self._fits(self._widths[from_], to)
         self._gathered(TowerCode.AVERAGE, from_, to, parts, table)
+
+    def adjust(
+        self,
+        from_: int,
+        to: int,
+        columns: int,
+        *,
+        from_column: int = 0,
+        column: int = 0,
+        factors: int | None = None,
+        terms: int | None = None,
+        limits: tuple[float, float] = (-math.inf, math.inf),
+    ) -> None:
+        """Columns of `to` = columns of `from` * factors + terms, within limits; the buffers may be one.
+
+        Args:
+            columns: how many, from `from_column` and `column` on.
+            factors, terms: numbers of weights of as many columns; None: nothing is multiplied or added.
+            limits: the least and the largest value.
+        """
+        self._same_rows(from_, to)
+        for buffer, first in ((from_, from_column), (to, column)):
+            if not 0 <= first <= self._widths[buffer] - columns:
+                raise ValueError(f"buffer {buffer} has no {columns} columns from {first} on")
+        for weight in (factors, terms):
+            if weight is not None:
+                self._norm_fits(weight, columns)
+        weights = {"norm": -1 if factors is None else factors, "norm_bias": -1 if terms is None else terms}
+        places = {"from_column": from_column, "column": column, "columns": columns}
+        self._add(TowerCode.ADJUST, from_=from_, to=to, low=limits[0], high=limits[1], **weights, **places)
+
+    def gate(self, from_: int, to: int, act: Activation) -> None:
+        """to = act(the first half of `from`) * the second."""
+        self._fits(2 * self._widths[to], from_)
+        self._same_rows(from_, to)
+        self._add(TowerCode.GATE, from_=from_, to=to, act=act)
 
     def output(self, buffer: int) -> None:
         """A run returns the buffer, in the order of these calls."""

@@ -60,7 +60,8 @@ def gemma4(config: Config) -> DecoderConfig:
         text = {**config["text_config"], "model_type": "gemma4_text"}
         described = gemma4(text)
         tied = bool(config.get("tie_word_embeddings", described.tied))
-        return replace(described, family="gemma4", prefix="model.language_model.", tied=tied)
+        images = isinstance(config.get("vision_config"), dict)
+        return replace(described, family="gemma4", prefix="model.language_model.", tied=tied, images=images)
     own, types = gemma4_of(config), layer_types(config)
     given, experts = config.get("rope_parameters") or {}, None
     ropes = {

@@ -196,7 +196,7 @@ class _Source:
         return Gemma4Attention(
             index=index,
             source=shape.source,
-            spec=replace(spec, layer=cache, head_dim=shape.dim, value_dim=shape.dim),
+            spec=replace(spec, layer=cache, head_dim=shape.dim, value_dim=shape.dim, causal=spec.window is None),
             qkv=self._linear(f"{name}qkv"),
             out=self._linear(f"{name}out"),
             rope=rope,

@@ -93,7 +93,7 @@ class NativeDecoder(CausalLM):
         ]
         if config.gemma4 is not None:
             self._layers = [
-                replace(layer, kv_heads=shape.kv_heads, dim=shape.dim, source=shape.source)
+                replace(layer, kv_heads=shape.kv_heads, dim=shape.dim, source=shape.source, causal=layer.window is None)
                 for layer, shape in zip(self._layers, config.gemma4.shapes, strict=True)
             ]
         if config.latent is not None:

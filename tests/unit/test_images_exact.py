@@ -14,11 +14,11 @@ import pytest
 from inflight.config import AdapterConfig
 from inflight.contract import EncodedImage, Grid, Sampling, Span
 from inflight.shard import ModelRunner
-from tests.illustrated import IMAGE, QWENS, save_tiny_vision
+from tests.illustrated import IMAGE, QWENS, WHOLE, save_tiny_vision
 from tests.lm import Driver, make_runner
 from tests.unit.test_lora import merged, save_adapter
 
-FAMILIES = ["smolvlm", "gemma3", "qwen3_vl", "qwen3_5"]
+FAMILIES = ["smolvlm", "gemma3", "gemma4", "gemma4_e", "qwen3_vl", "qwen3_5"]
 """Plain ones, those whose tokens of an image see each other, and those with positions by axis and added rows."""
 
 ASK = Sampling(logprobs=True)
@@ -55,7 +55,7 @@ def prompt_of(family: str, parts: Items[list[int] | EncodedImage]) -> dict[str, 
         size = part.grid.columns if family == "smolvlm" else total
         for offset in range(0, total, size):
             grid = part.grid if family in QWENS else None
-            spans.append(Span(len(tokens), size, len(images), offset, part.digest, grid, family == "gemma3"))
+            spans.append(Span(len(tokens), size, len(images), offset, part.digest, grid, family in WHOLE))
             tokens += [IMAGE] * size + ([7] if size < total else [])
         images.append(part)
     return {"prompt": tokens, "spans": tuple(spans), "images": tuple(images)}
@@ -105,7 +105,7 @@ def test_in_any_company_and_chunks(family: str, base: Path) -> None:
     threaded = make_runner(folder, threads=2)
     crowd = [other, {"prompt": text(30, 3)}, asked, prompt_of(family, [one, text(3, 4)]), {"prompt": text(70, 5)}]
     for size in (1, 7, 64, 512):
-        if family == "gemma3" and size < 18:
+        if family in WHOLE and size < 18:
             continue  # refused at the start
         found = answers(threaded, crowd, max_prefill_tokens=size, max_step_tokens=size + 16)
         assert found[2][:2] == alone[:2], size

@@ -26,6 +26,7 @@ from inflight.llm import LLM
 from inflight.vision import open_vision
 from inflight.vision.families import open_family
 from inflight.vision.towers import load_tower
+from tests.gemma4 import write_gemma4
 from tests.gguf_files import bpe, float32, matrices, write_gguf
 from tests.recurrent import write_qwen35
 from tests.unit.test_vision_generations import generated
@@ -46,6 +47,8 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl": ("qwen3vl", {f"qwen3vl.{key}": value for key, value in SECTIONS.items()}),
     "qwen3_5": ("qwen35", {}),
     "qwen3_5_moe": ("qwen35moe", {}),
+    "gemma4": ("gemma4", {}),
+    "gemma4_e": ("gemma4", {}),
 }
 """The language model's architecture in GGUF and its further metadata, by family."""
 PREFIXES = ("model.text_model.", "language_model.model.", "model.language_model.", "model.")
@@ -62,12 +65,16 @@ PROJECTORS = {
     "qwen3_vl": "qwen3vl_merger",
     "qwen3_5": "qwen3vl_merger",
     "qwen3_5_moe": "qwen3vl_merger",
+    "gemma4": "gemma4v",
+    "gemma4_e": "gemma4v",
 }
 
 
 def original(family: str, folder: Path) -> Path:
     """A checkpoint whose weights float16 holds exactly."""
-    save_vision(family, folder)
+    save_vision(
+        family, folder, **({"max_soft_tokens": 280} if family.startswith("gemma4") else {})
+    )  # files leave it out
     file, config = folder / "model.safetensors", json.loads((folder / "config.json").read_text())
     save_file({name: values.half().float() for name, values in load_file(file).items()}, file)
     if family == "gemma3":
@@ -89,7 +96,9 @@ def write_text(folder: Path, family: str, path: Path, type: Type = Type.F32) -> 
         prefix = next((each for each in PREFIXES if name.startswith(each)), None)
         if name.endswith("lm_head.weight"):
             weights["lm_head.weight"] = values
-        elif prefix is not None and not name.startswith(("model.vis", "model.connector", "model.multi_modal")):
+        elif prefix is not None and not name.startswith(
+            ("model.vis", "model.connector", "model.multi_modal", "model.embed_vision")
+        ):
             weights["model." + name.removeprefix(prefix)] = values
     save_file(weights, inner / "model.safetensors")
     architecture, metadata = TEXTS[family]
@@ -99,6 +108,8 @@ def write_text(folder: Path, family: str, path: Path, type: Type = Type.F32) -> 
     words = bpe(tokenizer, special, pre="smollm")
     if architecture.startswith("qwen35"):
         write_qwen35(inner, path, type, words)
+    elif architecture == "gemma4":
+        write_gemma4(inner, path, type, words)
     else:
         write_gguf(inner, path, architecture, types, metadata, words)
     shutil.rmtree(inner)
@@ -116,13 +127,15 @@ def write_vision(
     config = json.loads((folder / "config.json").read_text())
     processor, vision = json.loads((folder / "preprocessor_config.json").read_text()), config["vision_config"]
     writer = gguf.GGUFWriter(path, "clip")
-    writer.add_string("clip.projector_type", changed.get("projector_type", PROJECTORS[family]))
+    key = "clip.vision.projector_type" if PROJECTORS[family] == "gemma4v" else "clip.projector_type"
+    writer.add_string(key, changed.get("projector_type", PROJECTORS[family]))
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_bool("clip.use_silu" if family == "qwen2_5_vl" else "clip.use_gelu", "llava" not in family)
     clip = {"llava": 512, "llava_next": 512, "llava_onevision": 0}  # of the encoder's own projection, as its converter
     width = clip.get(family, config["text_config"]["hidden_size"])
     writer.add_vision_projection_dim(changed.get("projection_dim", width))
-    sides = {"image_size": 16, **vision}  # Qwen3-VL's is that of its learned positions, any for Qwen2.5-VL
+    # Qwen3-VL's is that of its learned positions, any for others.
+    sides = {"image_size": 16, **vision}
     for name in ("image_size", "patch_size"):
         value = sides[name]
         writer.add_uint32(f"clip.vision.{name}", value[0] if isinstance(value, list) else value)
@@ -235,6 +248,10 @@ def renamed(family: str, folder: Path, layers: int) -> dict[str, np.ndarray]:
 def pieces(family: str, name: str, values: np.ndarray, config: Mapping[str, Any]) -> list[tuple[str, np.ndarray]]:
     if family == "gemma3":
         return [(name, values + int("soft_emb_norm" in name))]
+    if PROJECTORS[family] == "gemma4v":
+        if "input_proj" in name:
+            values = values.reshape(len(values), 4, 4, 3).transpose(0, 3, 1, 2)
+        return [(name, np.ascontiguousarray(np.atleast_1d(values)))]
     if "patch_embed.proj.weight" in name:  # two frames
         return [(name, np.ascontiguousarray(values[:, :, 0])), (f"{name}.1", np.ascontiguousarray(values[:, :, 1]))]
     if family == "qwen2_5_vl" and ".qkv." in name:
@@ -269,6 +286,13 @@ def called(family: str, name: str, names: gguf.TensorNameMap, config: Mapping[st
         for old, new in QWEN3.items():
             if name.startswith(f"visual.{old}."):
                 return new + name.removeprefix(f"visual.{old}")
+    if PROJECTORS[family] == "gemma4v":
+        name = name.replace("model.vision_tower.encoder.", "vision_model.model.").replace(".linear.weight", ".weight")
+        name += ".weight" * name.endswith("position_embedding_table")
+        stem, dot, kind = name.rpartition(".")
+        found = names.get_name(name if "std_" in name else stem)
+        assert found is not None, name
+        return found if "std_" in name else found + dot + kind
     if family in ("smolvlm", "gemma3"):
         name = name.replace("vision_tower.", "vision_tower.vision_model.")
         name = name.replace("projection_weight", "projection.weight")

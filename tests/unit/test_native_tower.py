@@ -19,6 +19,7 @@ from inflight.vision.towers.native_llava import best_size
 from inflight.vision.towers.native_parts import NativeSettings
 from inflight.vision.towers.native_siglip import bucketed
 from inflight.vision.towers.native_tower import native_tower
+from tests.illustrated import stir_gemma4
 from tests.lm import on_sets
 
 torch = pytest.importorskip("torch")
@@ -179,6 +180,48 @@ def test_gemma3_is_transformers(tmp_path: Path) -> None:
     model, path = saved(transformers.Gemma3ForConditionalGeneration(config), tmp_path)
     prepared = picture(1, 64, 64)
     assert distance(opened(path).run(prepared).rows, rows_of(features(model, torch.from_numpy(prepared.pixels)))) < 1e-5
+
+
+@pytest.mark.parametrize("isa", on_sets())
+@pytest.mark.parametrize("larger", [True, False])
+def test_gemma4_is_transformers_for_any_size(larger: bool, isa: str, tmp_path: Path) -> None:
+    """Of the larger models less what is usual, of the smaller ones within limits; fewer heads of keys than of queries,
+    whose values are no equal share. Also in other types, and with the same bits on any number of threads."""
+    vision = {
+        **{key: VIT[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")},
+        "num_key_value_heads": 2,
+        "head_dim": 20,
+        "patch_size": 8,
+        "pooling_kernel_size": 3,
+        "position_embedding_size": 30,
+        "standardize": larger,
+        "use_clipped_linears": not larger,
+    }
+    text = {
+        "model_type": "gemma4_text",
+        **TEXT,
+        "head_dim": 24,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["full_attention"],
+    }
+    config = transformers.Gemma4Config(text_config=text, vision_config=vision, audio_config=None)
+    made = transformers.Gemma4ForConditionalGeneration(config)
+    stir_gemma4(made)
+    model, path = saved(made, tmp_path)
+    one, two = opened(path, threads=1, isa=isa), opened(path, isa=isa)
+    for height, width in ((24, 24), (72, 240), (96, 48)):
+        prepared = replace(
+            picture(1, height, width), pixels=np.random.default_rng(1).random((1, 3, height, width), "f")
+        )
+        rows, columns = height // 8, width // 8
+        cut = prepared.pixels[0].reshape(3, rows, 8, columns, 8).transpose(1, 3, 2, 4, 0).reshape(1, rows * columns, -1)
+        places = np.stack(np.divmod(np.arange(rows * columns), columns)[::-1], axis=-1)[None]
+        expected = rows_of(features(model, torch.from_numpy(cut), torch.from_numpy(places)))
+        found = two.run(prepared).rows
+        assert distance(found, expected) < 1e-5
+        assert np.array_equal(one.run(prepared).rows, found)
+    assert distance(opened(path, "bfloat16", isa=isa).run(prepared).rows, expected) < 3e-2
+    assert distance(opened(path, "bfloat16", int8=True, isa=isa).run(prepared).rows, expected) < 6e-2
 
 
 def test_internvl_is_transformers(tmp_path: Path) -> None:

@@ -24,12 +24,12 @@ from inflight.models import CausalLM, load_model
 from inflight.models.config import decoder_config
 from inflight.models.load import choose
 from inflight.shard.input_batch import InputBatch
-from tests.illustrated import IMAGE, QWENS, SETTINGS, save_tiny_vision, two_pictures, whole_model
+from tests.illustrated import IMAGE, QWENS, SETTINGS, WHOLE, save_tiny_vision, two_pictures, whole_model
 from tests.lm import make_runner
 from tests.unit.test_lora import merged, save_adapter
 
 BLOCK = 16
-KINDS = {"gemma3": "token_type_ids", **dict.fromkeys(QWENS, "mm_token_type_ids")}
+KINDS = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids", **dict.fromkeys(QWENS, "mm_token_type_ids")}
 """What transformers wants to be told of the tokens, by family: which are an image's."""
 STATES = ("qwen3_5", "qwen3_5_moe")
 """Families with recurrent states, which run on the engine only."""
@@ -157,8 +157,10 @@ def _illustrated(family: str, folder: Path) -> Illustrated:
     for start, (count, grid) in zip(spans, pictures.runs):
         added = [layer[done : done + count].numpy().tobytes() for layer in given.get("deepstack_visual_embeds") or ()]
         part = np.ascontiguousarray(rows[start : start + count])
-        media.append(MediaRows(start, count, part.tobytes(), added, grid, family == "gemma3"))
+        media.append(MediaRows(start, count, part.tobytes(), added, grid, family in WHOLE))
         done += count
+    if family.startswith("gemma4"):
+        tokens = [0 if token == IMAGE else token for token in tokens]  # `ImageInput.filler_id`
     return Illustrated(tokens, media, wanted, said)
 
 
@@ -181,7 +183,7 @@ def test_pictures(family: str, base: Path) -> None:
         np.testing.assert_array_equal(crowd[2], alone[:-3])
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl", "qwen3_5", "gemma3"])
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl", "qwen3_5", "gemma3", "gemma4"])
 @pytest.mark.parametrize("settings", [{"dtype": "bfloat16"}, {"cpu_isa": "scalar"}, {"quantize": "int8"}], ids=str)
 def test_bits(family: str, settings: dict[str, Any], base: Path) -> None:
     """Whole, in chunks and beside others, in other precisions and on the oldest machines."""
@@ -195,10 +197,11 @@ def test_bits(family: str, settings: dict[str, Any], base: Path) -> None:
         np.testing.assert_array_equal(crowd[1], alone)
 
 
+@pytest.mark.parametrize("family", WHOLE)
 @pytest.mark.parametrize("start", [497, 510])
-def test_a_picture_at_the_border_of_512_tokens(start: int, base: Path) -> None:
+def test_a_picture_at_the_border_of_512_tokens(start: int, family: str, base: Path) -> None:
     """The engine computes long chunks in parts, none of which ends within a picture whose tokens see each other."""
-    folder = _folder("gemma3", base)
+    folder = _folder(family, base)
     rows = np.random.default_rng(0).standard_normal((3, 16, 64)).astype(np.float32)
     tokens = _text(600)
     media = [MediaRows(at, 16, part.tobytes(), whole=True) for at, part in zip((100, start, 540), rows)]
@@ -210,7 +213,7 @@ def test_a_picture_at_the_border_of_512_tokens(start: int, base: Path) -> None:
     np.testing.assert_allclose(found, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl", "qwen2_5_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["smolvlm", "qwen3_vl", "qwen2_5_vl", *WHOLE])
 @pytest.mark.parametrize("engine", ["native", "torch"])
 def test_generated_tokens(family: str, engine: str, base: Path) -> None:
     """Greedy tokens as transformers' `generate`, from the whole prompt and behind a cached prefix, which ends within a

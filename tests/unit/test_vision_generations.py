@@ -23,7 +23,7 @@ from tests.unit.test_vision_families import Opened
 from tests.vision_models import MAKERS, picture
 
 COUNT = 4
-KINDS = {"gemma3": "token_type_ids", **dict.fromkeys(QWENS, "mm_token_type_ids")}
+KINDS = {"gemma3": "token_type_ids", "gemma4": "mm_token_type_ids", **dict.fromkeys(QWENS, "mm_token_type_ids")}
 """What transformers wants to be told of the tokens: which are an image's."""
 
 

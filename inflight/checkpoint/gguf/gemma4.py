@@ -31,8 +31,11 @@ def gemma4(file: GgufParts, config: Json) -> None:
     double = shared > 0 and inner[-1] == 2 * inner[0]
     if any(size != inner[0] * (2 if double and layer >= layers - shared else 1) for layer, size in enumerate(inner)):
         raise StartError(f"'{file.path}' has MLPs of {inner} columns; layers that share may have twice those of others")
+    own = _count(file, "gemma4.embedding_length_per_layer_input")
     config.update(
         model_type="gemma4_text",
+        # Files leave it out: the tokens of an image see each other in the models without embeddings of the layers.
+        use_bidirectional_attention=None if own else "vision",
         hidden_activation="gelu_pytorch_tanh",
         head_dim=narrow,
         sliding_window=whole_number(metadata, f"{key}sliding_window", 512),
@@ -44,7 +47,7 @@ def gemma4(file: GgufParts, config: Json) -> None:
         num_kv_shared_layers=shared,
         use_double_wide_mlp=double,
         attention_k_eq_v=not all(values),
-        hidden_size_per_layer_input=_count(file, "gemma4.embedding_length_per_layer_input"),
+        hidden_size_per_layer_input=own,
         vocab_size_per_layer_input=config["vocab_size"],
         final_logit_softcapping=_positive(file, "gemma4.final_logit_softcapping", None),
         rope_parameters=_ropes(file, config["rope_parameters"]["rope_theta"]),

@@ -28,6 +28,21 @@ _ATTENTION = {
     "attn_out": "self_attn.out_proj",
 }
 _SIGLIP = {"ln1": "layer_norm1", "ln2": "layer_norm2", **_ATTENTION, "ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"}
+_LIMITED = {
+    **{f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"},
+    "attn_out": "self_attn.o_proj",
+    **{f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+}
+_GEMMA4 = {
+    "ln1": "input_layernorm",
+    "ln2": "pre_feedforward_layernorm",
+    "attn_post_norm": "post_attention_layernorm",
+    "ffn_post_norm": "post_feedforward_layernorm",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    **_LIMITED,
+    **{f"{own}.weight": f"{name}.linear.weight" for own, name in _LIMITED.items()},
+}
 _INTERN = {
     "ln1": "layernorm_before",
     "ln2": "layernorm_after",
@@ -131,6 +146,41 @@ def _gemma3(file: GgufParts) -> Json:
         "vision_config": {"model_type": "siglip_vision_model", "vision_use_head": False},
         "mm_tokens_per_image": (side // size(file.metadata, "projector.scale_factor", 4)) ** 2,
     }
+
+
+def _gemma4(file: GgufParts) -> Json:
+    """Files say nothing of heads that are no equal share, of limits of products, of what is usual: their tensors do."""
+    metadata, tensors = file.metadata, file.tensors
+
+    def rows(name: str, usual: int) -> int:
+        placed = tensors.get(f"v.{name}.weight")
+        return usual if placed is None else int(placed.info.shape[-2 if name == "position_embd" else 0])
+
+    heads, hidden = size(metadata, "attention.head_count"), size(metadata, "embedding_length")
+    dim = rows("blk.0.attn_q_norm", hidden // max(1, heads))
+    return {
+        "model_type": "gemma4",
+        "vision_config": {
+            "model_type": "gemma4_vision",
+            "hidden_activation": "gelu_pytorch_tanh",
+            "head_dim": dim,
+            "num_key_value_heads": rows("blk.0.attn_k", heads * dim) // dim,
+            "rms_norm_eps": 1e-6,
+            "pooling_kernel_size": _gemma4_merge(metadata),
+            "position_embedding_size": rows("position_embd", 10_240),
+            "standardize": "v.std_bias" in tensors,
+            "use_clipped_linears": "v.blk.0.attn_q.input_min" in tensors,
+        },
+    }
+
+
+def _gemma4_merge(metadata: Metadata) -> int:
+    """Patches of a token's side, which the converter leaves out."""
+    return size(metadata, "projector.scale_factor", 3)
+
+
+def _gemma4_processor(metadata: Metadata) -> Json:
+    return {"patch_size": size(metadata, "patch_size"), "pooling_kernel_size": _gemma4_merge(metadata)}
 
 
 def _llava(file: GgufParts) -> Json:
@@ -296,6 +346,20 @@ PROJECTORS = {
         },
         _gemma3,
         _square,
+    ),
+    "gemma4v": Projector(
+        "<|image|>",
+        f"{_TOWER}encoder.layers.{{}}.",
+        _GEMMA4,
+        {
+            "v.patch_embd": f"{_TOWER}patch_embedder.input_proj",
+            "v.position_embd.weight": f"{_TOWER}patch_embedder.position_embedding_table",
+            "v.std_bias": f"{_TOWER}std_bias",
+            "v.std_scale": f"{_TOWER}std_scale",
+            "mm.input_projection": "model.embed_vision.embedding_projection",
+        },
+        _gemma4,
+        _gemma4_processor,
     ),
     "mlp": Projector(
         "<image>",

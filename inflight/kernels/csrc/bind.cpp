@@ -284,7 +284,7 @@ void bind_program(nb::module_& m) {
             "axes"_a = std::vector<int>())
         .def("add_layer",
              [](Program& program, int64_t heads, int64_t kv_heads, int64_t dim, float scale, int64_t window,
-                float softcap, int sinks, int source, int64_t latent) {
+                float softcap, int sinks, int source, int64_t latent, bool causal) {
                  Attention a{};
                  a.heads = heads;
                  a.kv_heads = kv_heads;
@@ -295,6 +295,7 @@ void bind_program(nb::module_& m) {
                  a.softcap = softcap;
                  a.source = source;
                  a.latent = latent;
+                 a.causal = causal;
                  return program.add_layer(a, sinks);
              })
         .def("add_delta",

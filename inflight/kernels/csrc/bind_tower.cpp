@@ -37,7 +37,9 @@ void bind_tower(nb::module_& m) {
         .value("ROTATE", TowerCode::kRotate)
         .value("ATTEND", TowerCode::kAttend)
         .value("GATHER", TowerCode::kGather)
-        .value("AVERAGE", TowerCode::kAverage);
+        .value("AVERAGE", TowerCode::kAverage)
+        .value("ADJUST", TowerCode::kAdjust)
+        .value("GATE", TowerCode::kGate);
     nb::class_<TowerOperation>(m, "TowerOperation")
         .def(nb::init<>())
         .def_rw("code", &TowerOperation::code)
@@ -59,6 +61,11 @@ void bind_tower(nb::module_& m) {
         .def_rw("heads", &TowerOperation::heads)
         .def_rw("kv_heads", &TowerOperation::kv_heads)
         .def_rw("key_norm", &TowerOperation::key_norm)
+        .def_rw("value_norm", &TowerOperation::value_norm)
+        .def_rw("from_column", &TowerOperation::from_column)
+        .def_rw("columns", &TowerOperation::columns)
+        .def_rw("low", &TowerOperation::low)
+        .def_rw("high", &TowerOperation::high)
         .def_rw("sliced", &TowerOperation::sliced)
         .def_rw("column", &TowerOperation::column)
         .def_rw("reach", &TowerOperation::reach)

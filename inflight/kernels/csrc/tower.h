@@ -15,7 +15,7 @@
 
 namespace inflight {
 
-enum class TowerCode : int { kInput, kProduct, kNorm, kRotate, kAttend, kGather, kAverage };
+enum class TowerCode : int { kInput, kProduct, kNorm, kRotate, kAttend, kGather, kAverage, kAdjust, kGate };
 
 // A LayerNorm, or without `bias` an RMSNorm; numbers of weights. -1: none.
 struct TowerNorm {
@@ -34,8 +34,12 @@ struct TowerOperation {
     int64_t heads = 0;                   // kRotate, kAttend: `from` has their queries, keys and values side by side
     int64_t kv_heads = 0;                // kRotate, kAttend: of keys and values; 0: `heads`
     int key_norm = -1;                   // kRotate: an RMSNorm of each head of keys; `norm` is that of queries
+    int value_norm = -1;                 // kRotate: one of each head of values
     bool sliced = false;                 // kProduct: each product reads columns of its own, as many as it has inputs,
-    int64_t column = 0;                  // from here on
+    int64_t column = 0;                  // from here on; kAdjust: the first column of `to`
+    int64_t from_column = 0;             // kAdjust: that of `from`
+    int64_t columns = 0;                 // kAdjust: how many
+    float low = 0.0f, high = 0.0f;       // kAdjust: limits; `norm` has what is multiplied and added before
     int64_t window = 0;                  // kAttend: rows before and behind that a row sees; 0: its whole part
     // kAttend: what is added to scores by the distance of query and key, of which `reach` - 1 is the largest.
     int64_t reach = 0;

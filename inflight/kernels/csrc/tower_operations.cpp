@@ -35,6 +35,13 @@ void Tower::Thread::carry_out(size_t number) {
         case TowerCode::kAttend: attend(op); break;
         case TowerCode::kGather:
         case TowerCode::kAverage: gather(op); break;
+        case TowerCode::kAdjust: adjust(op); break;
+        case TowerCode::kGate:
+            each(rows_of(op.to), [&](int64_t row) {
+                const float* from = buffer(op.from) + row * 2 * columns;
+                kernels().gate(op.act, from, 1.0f, from + columns, columns, buffer(op.to) + row * columns);
+            });
+            break;
     }
 }
 
@@ -120,13 +127,18 @@ void Tower::Thread::rotate(const TowerOperation& op) {
     const int64_t heads = op.heads + op.key_heads(), columns = width(op.to);
     const int64_t dim = columns / (heads + op.key_heads()), half = dim / 2;
     auto norm_of = [&](int weight) { return Norm{weight < 0 ? nullptr : norm_weight(weight), op.norm.eps, false}; };
-    const Norm queries = norm_of(op.norm.weight), keys = norm_of(op.key_norm);
+    const Norm queries = norm_of(op.norm.weight), keys = norm_of(op.key_norm), values = norm_of(op.value_norm);
     const float* angles = tower.run_->arrays[static_cast<size_t>(op.number)];
     each(rows_of(op.to), [&](int64_t row) {
         const float* cosines = angles + row * dim;
         for (int64_t head = 0; head < heads; head++)
             kernels().rotate(buffer(op.to) + row * columns + head * dim, dim, head < op.heads ? queries : keys, cosines,
                              cosines + half, dim);
+        if (!values.weight) return;
+        for (int64_t head = heads; head < heads + op.key_heads(); head++) {
+            float* x = buffer(op.to) + row * columns + head * dim;
+            kernels().norm(x, dim, values, false, 1.0f, x);
+        }
     });
 }
 
@@ -203,6 +215,23 @@ void Tower::Thread::gather(const TowerOperation& op) {
                 kernels().axpy(out, from, 1.0f / static_cast<float>(parts), columns);
             else
                 std::memcpy(out + i * columns, from, static_cast<size_t>(columns) * 4);
+        }
+    });
+}
+
+// Columns of `from`, times a weight, plus another, within limits.
+void Tower::Thread::adjust(const TowerOperation& op) {
+    const int64_t from_width = width(op.from), to_width = width(op.to);
+    const float* factors = op.norm.weight < 0 ? nullptr : norm_weight(op.norm.weight);
+    const float* terms = op.norm.bias < 0 ? nullptr : norm_weight(op.norm.bias);
+    each(rows_of(op.to), [&](int64_t row) {
+        const float* from = buffer(op.from) + row * from_width + op.from_column;
+        float* to = buffer(op.to) + row * to_width + op.column;
+        for (int64_t i = 0; i < op.columns; i++) {
+            float x = from[i];
+            if (factors) x *= factors[i];
+            if (terms) x += terms[i];
+            to[i] = std::min(std::max(x, op.low), op.high);
         }
     });
 }

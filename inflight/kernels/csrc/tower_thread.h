@@ -67,6 +67,7 @@ struct Tower::Thread {
     void carry_out(size_t number);
     void product(size_t number);
     void rotate(const TowerOperation&);
+    void adjust(const TowerOperation&);
     void attend(const TowerOperation&);
     void gather(const TowerOperation&);
     void disentangle(const TowerOperation&, const Task&, int64_t length, int64_t stride);

@@ -160,6 +160,7 @@ struct Attention {
     int source = -1;               // the layer whose keys and values this one reads in place of its own; -1: its own
     int64_t latent =
         0;  // the first components of a key, which are its value too: the cache has keys only; 0: it has both
+    bool causal = false;  // no query sees a key behind its own, whatever the step says of images
 
     bool tiled() const { return block_size % kSub == 0; }
     // Components of a value, as they are and rounded up to 16.

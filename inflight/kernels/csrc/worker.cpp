@@ -328,7 +328,7 @@ void Program::Worker::attend(const Operation& op) {
         q.q = queries_of(task);
         q.q_stride = from_width;
         q.positions = s.step.positions + begin_of(task);
-        q.until = s.step.until ? s.step.until + begin_of(task) : nullptr;
+        q.until = s.step.until && !a.causal ? s.step.until + begin_of(task) : nullptr;
         q.first = task.first;
         q.count = task.count;
         q.kv_head = task.kv_head;

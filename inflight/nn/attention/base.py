@@ -21,6 +21,7 @@ class AttentionSpec:
         window: a query at position p sees positions > p - window; None: all.
         softcap: scores become softcap * tanh(scores / softcap); None: off.
         sinks: a learnt logit per head, which takes part in the softmax and has no value.
+        causal: no query sees a key behind its own, whatever `AttentionBatch.until` says.
     """
 
     layer: int
@@ -32,6 +33,7 @@ class AttentionSpec:
     window: int | None = None
     softcap: float | None = None
     sinks: torch.Tensor | None = None
+    causal: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class ReferenceAttention(AttentionBackend):
             slots, mask = group.cut(spec.window)
             out[group.rows] = _decode(spec, q[group.rows], keys[slots], values[slots], mask)
         for chunk in self._plan.chunks:
-            slots, mask = chunk.cut(spec.window)
+            slots, mask = chunk.cut(spec.window, spec.causal)
             out[chunk.begin : chunk.end] = _prefill(spec, q[chunk.begin : chunk.end], keys[slots], values[slots], mask)
         return out
 
@@ -105,20 +105,20 @@ class _Chunk:
         self._context = context
         self._until = None if until is None else until[begin:end, None]
         self._slots = slots
-        self._cuts: dict[int | None, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._cuts: dict[tuple[int | None, bool], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def cut(self, window: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def cut(self, window: int | None, causal: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Slots [keys] of the keys that any query sees, and which query sees which key, bool [queries, keys]."""
-        if window not in self._cuts:
+        if (window, causal) not in self._cuts:
             first = self._context - (self.end - self.begin)
             start = 0 if window is None else max(0, first - window + 1)
             keys = torch.arange(start, self._context, device=self._slots.device)[None]
             queries = torch.arange(first, self._context, device=self._slots.device)[:, None]
-            seen = keys <= (queries if self._until is None else self._until)
+            seen = keys <= (queries if self._until is None or causal else self._until)
             if window is not None:
                 seen = seen & (keys > queries - window)
-            self._cuts[window] = self._slots[start:], seen
-        return self._cuts[window]
+            self._cuts[window, causal] = self._slots[start:], seen
+        return self._cuts[window, causal]
 
 
 def _decode(

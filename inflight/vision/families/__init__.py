@@ -8,6 +8,7 @@ import logging
 from inflight.checkpoint import ModelFolder
 from inflight.vision.families.base import Family, VisionFiles
 from inflight.vision.families.gemma import Gemma3
+from inflight.vision.families.gemma4 import Gemma4
 from inflight.vision.families.internvl import InternVl
 from inflight.vision.families.llava import Llava, LlavaNext, LlavaOnevision
 from inflight.vision.families.pixtral import Pixtral
@@ -18,7 +19,7 @@ log = logging.getLogger("inflight")
 
 __all__ = ["FAMILIES", "Family", "VisionFiles", "open_family"]
 
-_ALL: tuple[type[Family], ...] = (SmolVlm, QwenVl, Llava, LlavaNext, LlavaOnevision, InternVl, Gemma3, Pixtral)
+_ALL: tuple[type[Family], ...] = (SmolVlm, QwenVl, Llava, LlavaNext, LlavaOnevision, InternVl, Gemma3, Gemma4, Pixtral)
 FAMILIES: dict[str, type[Family]] = {name: family for family in _ALL for name in family.types}
 """By `model_type` in config.json."""
 

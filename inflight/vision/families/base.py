@@ -69,9 +69,10 @@ class Family(ABC):
         token: its text in this model.
         token_key: the key of its id in config.json.
         placeholder, token_id, hidden: as in `ImageInput`.
-        whole: as in `ImageInput`.
+        whole, filler_id: as in `ImageInput`.
         alone_matters: as in `Encoder`.
         settings: of the image processor, over the family's defaults.
+        tokens: as in `VisionFiles`.
     """
 
     types: ClassVar[tuple[str, ...]]
@@ -80,12 +81,14 @@ class Family(ABC):
     usual_hidden: ClassVar[int] = 4096
     token_key: ClassVar[str] = "image_token_id"
     whole: bool = False
+    filler_id: int | None = None
     alone_matters: bool = False
 
     def __init__(self, files: VisionFiles, max_tokens: int) -> None:
         self.config = files.config
         self.settings: Json = {**self.defaults, **{k: v for k, v in files.processor.items() if v is not None}}
         self.max_tokens = max_tokens
+        self.tokens = files.tokens
         try:
             self.vision: Json = files.config["vision_config"]
             self.hidden = int(files.config["text_config"].get("hidden_size", self.usual_hidden))
@@ -128,6 +131,11 @@ class Family(ABC):
     @abstractmethod
     def runs(self, grid: Grid) -> list[int]:
         """As `ImageInput.runs`."""
+
+    @property
+    def together(self) -> int:
+        """As `ImageInput.together`, of images of one size."""
+        return max(self.runs(Grid(1, 1))) if self.whole else 0
 
     def positions(self, grid: Grid) -> Grid | None:
         """As `ImageInput.positions`."""

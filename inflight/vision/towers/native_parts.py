@@ -11,7 +11,7 @@ import numpy as np
 from inflight.checkpoint import Weights
 from inflight.errors import StartError
 from inflight.kernels import ACTIVATIONS, Activation, Format, Precision, TowerNorm, TowerProgram
-from inflight.tensors import Floats
+from inflight.tensors import Floats, ordered
 from inflight.version import __version__
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -129,7 +129,14 @@ class Parts:
         return held
 
     def product(
-        self, name: str, shape: Sequence[int], *, bias: bool = True, layer: bool = True, factor: Floats | None = None
+        self,
+        name: str,
+        shape: Sequence[int],
+        *,
+        bias: bool = True,
+        layer: bool = True,
+        factor: Floats | None = None,
+        order: Indices | None = None,
     ) -> int:
         """Packs `<name>.weight`, and with `bias` `<name>.bias`.
 
@@ -137,6 +144,7 @@ class Parts:
             shape: of the weight; all but the first count as inputs.
             layer: not: patches and joins, which keep their type in a tower of 8 bits.
             factor: [outputs] by which the outputs are multiplied.
+            order: of the outputs, where it is not the checkpoint's; then there is no bias.
         """
         weight = self.weights.read(f"{name}.weight", shape)
         held = self.floats(f"{name}.bias", shape[:1]) if bias else None
@@ -148,6 +156,8 @@ class Parts:
             weight = weight.dequantise() * factor[:, None]
         if factor is not None and held is not None:
             held = held * factor
+        if order is not None:
+            weight = ordered(weight, order.tolist())
         number = self.program.product(weight, held, self._layers if layer else self._plain)
         self.weights.release()
         return number

@@ -7,6 +7,7 @@ from typing import Any
 
 from inflight.checkpoint import Weights
 from inflight.vision.towers.base import Tower
+from inflight.vision.towers.native_gemma4 import Gemma4Tower
 from inflight.vision.towers.native_internvl import InternVLTower
 from inflight.vision.towers.native_llava import LlavaNextTower, LlavaOnevisionTower, llava_tower
 from inflight.vision.towers.native_parts import NativeSettings, NotNative
@@ -18,6 +19,7 @@ Maker = Callable[[dict[str, Any], Weights, NativeSettings], Tower]
 
 FAMILIES: dict[str, Maker] = {
     "gemma3": Gemma3Tower,
+    "gemma4": Gemma4Tower,
     "idefics3": Idefics3Tower,
     "internvl": InternVLTower,
     "llava": llava_tower,

@@ -61,11 +61,22 @@ class TorchTower(Tower):
         if self._kind in ("qwen3_vl", "qwen2_5_vl", "qwen3_5", "qwen3_5_moe"):
             patches, rows, columns = self._patches(pixels[0])
             return [{"pixel_values": patches, "image_grid_thw": torch.tensor([[1, rows, columns]])}]
+        if self._kind == "gemma4":
+            patches, positions = self._places(pixels[0])
+            return [{"pixel_values": patches, "image_position_ids": positions}]
         if self._vision == "pixtral":
             # transformers fails at a picture of one token, so there are always two pictures; the second is dropped.
             sizes = torch.tensor([pixels.shape[2:]] * 2)
             return [{"pixel_values": pixels.expand(2, -1, -1, -1), "image_sizes": sizes}]
         return [{"pixel_values": tile[None]} for tile in pixels]
+
+    def _places(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gemma 4's patches [1, rows * columns, patch * patch * 3] with their columns and rows."""
+        patch = self._model.config.vision_config.patch_size
+        rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
+        cut = pixels.view(3, rows, patch, columns, patch).permute(1, 3, 2, 4, 0).reshape(1, rows * columns, -1)
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        return cut, torch.stack([column, row], dim=-1).view(1, -1, 2)
 
     def _patches(self, pixels: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         """Qwen's patches [rows * columns, 3 * 2 * patch * patch]: those that are merged follow each other; the picture
@@ -89,6 +100,8 @@ def _empty(config: Mapping[str, Any]) -> Any:
     given = transformers.AutoConfig.for_model(**dict(config))
     text = given.text_config
     text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, 8, None
+    if getattr(given, "audio_config", None) is not None:
+        given.audio_config = None
     if getattr(text, "layer_types", None) is not None:
         text.layer_types = []
     given.quantization_config = None
@@ -103,7 +116,8 @@ def _fill(model: Any, weights: Weights) -> None:
     Raises:
         StartError: a weight is missing, or of another shape.
     """
-    for name, parameter in model.named_parameters():
+    kept = model.state_dict(keep_vars=True)  # parameters, and buffers that a checkpoint has
+    for name, parameter in kept.items():
         if name.startswith(LANGUAGE):
             continue
         stored = _stored(name, weights)
