@@ -131,7 +131,7 @@ class FakeShards:
             chunks[admission.id] = admission.chunk
         assert len(self.rows) <= self.max_rows
         ids, tokens, total = [], [], 0
-        drafts, drafted = {draft.id: draft for draft in plan.drafts}, {}
+        drafts, drafted, modelled = {draft.id: draft for draft in plan.drafts}, {}, list[int]()
         for id, row in self.rows.items():
             chunk = chunks.get(id)
             if chunk is None:
@@ -142,9 +142,13 @@ class FakeShards:
             known, draft = len(row.tokens), drafts.pop(id, None)
             if draft is not None:
                 assert id not in chunks
-                assert 1 <= draft.most >= len(draft.tokens)
-                assert row.computed + 1 + draft.most <= len(row.blocks) * self.block_size
+                assert draft.room >= 1
+                assert draft.most >= len(draft.tokens)
+                assert row.computed + 1 + draft.room <= len(row.blocks) * self.block_size
                 row.tokens += draft.tokens or guess(np.array(row.tokens, np.int32), draft.most).tolist()
+                if len(row.tokens) == known and draft.model:
+                    row.tokens += self._modelled(row, draft.model)
+                    modelled.append(id)
                 chunk += len(row.tokens) - known
                 if chunk > 1:
                     drafted[id] = chunk - 1
@@ -163,7 +167,12 @@ class FakeShards:
         assert 0 < total <= self.max_step_tokens
         self._blocks_that_are_not_full_have_one_owner()
         self.computed_tokens += total
-        return StepResult(plan.step, ids, tokens, seconds=1e-3, drafted=drafted)
+        return StepResult(plan.step, ids, tokens, seconds=1e-3, drafted=drafted, modelled=modelled)
+
+    def _modelled(self, row: Row, most: int) -> list[int]:
+        """The guesses of a draft model, which is wrong now and then."""
+        right = expected(row.tokens, most, row.sampling, row.rows)
+        return [token if (token + len(row.tokens)) % 5 else (token + 1) % VOCAB for token in right]
 
     def _sampled(self, row: Row, known: int) -> list[int]:
         """Samples behind the last of the known tokens, and behind the guessed ones as long as they are right."""

@@ -31,6 +31,7 @@ from inflight.config import (
     ServerConfig,
     absolute,
     adapters,
+    draft_model,
     memory,
 )
 from inflight.early import stop_cleanly
@@ -85,7 +86,7 @@ _KINDS: dict[Any, type] = {bool: bool, float: float, str | None: str, tuple[str,
 def _setting(name: str, use: str = "used") -> Flag:
     """TGI's flag for a setting, with the type, default and help of the field."""
     each = _SETTINGS[name]
-    parse = each.setting.parse if each.setting.parse in (absolute, memory) else None
+    parse = each.setting.parse if each.setting.parse in (absolute, memory, draft_model) else None
     kind = _KINDS.get(each.kind, int)
     return Flag(name, kind, each.default, use, each.setting.help, many=each.setting.many, parse=parse)
 
@@ -99,6 +100,7 @@ FLAGS = (
     replace(_setting("replicas"), from_environment=False),  # not TGI's, and a common name for other things
     Flag("quantize", str, help="int8, int4; awq, gptq and compressed-tensors are seen from the checkpoint."),
     _setting("speculate"),
+    _setting("draft-model"),
     Flag("dtype", str, help="float16, bfloat16 or float32."),
     Flag("kv-cache-dtype", str, None, "refused", "Use inflight serve --kv-cache-dtype int8."),
     _setting("trust-remote-code"),

@@ -2,6 +2,7 @@
 
 from inflight.config.cluster import ClusterConfig, Scaling
 from inflight.config.described import DescribedConfig, SequenceConfig, SignalConfig, StateConfig, TensorConfig
+from inflight.config.draft import DraftConfig, draft_model
 from inflight.config.keys import KeyConfig, read_keys
 from inflight.config.model import (
     DTYPES,
@@ -88,6 +89,7 @@ __all__ = [
     "Alias",
     "ClusterConfig",
     "DescribedConfig",
+    "DraftConfig",
     "Field",
     "GeneratorConfig",
     "KeyConfig",
@@ -116,6 +118,7 @@ __all__ = [
     "check_exposed",
     "device_ids",
     "domains",
+    "draft_model",
     "existing_file",
     "fields_of",
     "files",

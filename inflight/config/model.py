@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 
 from inflight.config.cluster import MAX_REPLICAS, Scaling
+from inflight.config.draft import DraftConfig, draft_model
 from inflight.config.parse import absolute, domains, memory, one_of, ratio, seconds, share, switch, whole
 from inflight.config.setting import Setting, fields_of
 from inflight.errors import ConfigError
@@ -136,6 +137,7 @@ class ModelConfig(msgspec.Struct, frozen=True):
         prompt_cache_size: bytes of that folder.
         mmproj: the file with the vision part of a GGUF model; None: the one beside it.
         adapters: LoRA adapters that requests may name; the first one is number 1.
+        draft_model: a smaller model with the same vocabulary that guesses the next tokens; None: there is none.
         allow_pickle, trust_remote_code: read files that can run code.
         watermark_gamma, watermark_delta: of `Watermark`.
         pooling: how a text's vector is made of its tokens: of `POOLINGS`. None: as its folder says, else of a decoder
@@ -211,6 +213,17 @@ class ModelConfig(msgspec.Struct, frozen=True):
             tgi="lora-adapters",
         ),
     ] = ()
+    draft_model: Annotated[
+        DraftConfig | None,
+        Setting(
+            "Smaller model with the same vocabulary, a path or an id of the hub, that guesses next tokens where the "
+            "text itself has no guess; results stay the same.",
+            draft_model,
+            "MODEL",
+            ": none",
+            tgi="draft-model",
+        ),
+    ] = None
     allow_pickle: Annotated[bool, Setting("Read pickled weights (pytorch_model.bin), which can run code.", switch)] = (
         False
     )
@@ -249,6 +262,11 @@ class ModelConfig(msgspec.Struct, frozen=True):
         str | None,
         Setting("Instruction set of the native engine, for tests.", str, "NAME", ": the best one here", inherited=True),
     ] = None
+
+    def of_draft(self, path: Path) -> ModelConfig:
+        """The settings of the draft model at this path: those of the model, without what is of its own files."""
+        own = {"mmproj": None, "adapters": (), "prompt_cache": None, "draft_model": None}
+        return msgspec.structs.replace(self, model_dir=path, **own)
 
     def completed(self, environment: Mapping[str, str]) -> ModelConfig:
         """The same, with open settings taken from environment variables: for processes without a command line.
@@ -392,7 +410,8 @@ class Policy(msgspec.Struct, frozen=True):
     speculate: Annotated[
         int | None,
         Setting(
-            "Next tokens guessed from the text itself and checked in one step; results stay the same. 0: none.",
+            "Next tokens guessed, from the text itself or by a draft model, and checked in one step; results stay the "
+            "same. 0: none.",
             whole(0),
             "N",
             f": up to {GUESSES}, where it pays",
@@ -559,7 +578,7 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
 
         Raises:
             TypeError: a name that is not a field.
-            ConfigError: fewer replicas at most than at least.
+            ConfigError: fewer replicas at most than at least, or a draft model that may guess nothing.
         """
         folder, hub = (Path(where.repo), where) if isinstance(where, HubModel) else (where, None)
         parts = [
@@ -568,6 +587,8 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         ]
         model, limits, policy, vision, scales = parts
         scaling = Scaling(**scales)
+        if model.get("draft_model") is not None and policy.get("speculate") == 0:
+            raise ConfigError("--draft-model guesses tokens and --speculate 0 forbids it; leave one of them out")
         values.update(limits=Limits(**limits), policy=Policy(**policy), vision=VisionConfig(**vision), hub=hub)
         values.update(scaling=scaling, replicas=scaling.most(values.get("replicas", 1)))
         return cls(ModelConfig(folder, **model), name or where.name, **values)
@@ -581,6 +602,13 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         """
         told = {each.name: each.told(values[each.key]) for each in SETTINGS if each.key in values}
         return cls.of(where, name, **{**told, **fields})
+
+    @property
+    def here(self) -> bool:
+        """Whether nothing has to be fetched."""
+        draft = self.model.draft_model
+        hubs = [self.hub, *(each.hub for each in self.model.adapters), None if draft is None else draft.hub]
+        return all(hub is None for hub in hubs)
 
     @property
     def least(self) -> int:
@@ -602,16 +630,19 @@ class GeneratorConfig(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, model=self.model.completed(environment))
 
     async def fetched(self) -> GeneratorConfig:
-        """The same, with the model and its adapters fetched to this machine. Cancelling ends a fetch.
+        """The same, with the model, its draft model and adapters fetched to this machine. Cancelling ends a fetch.
 
         Raises:
             StartError: something cannot be fetched; the text says why and what to do.
         """
         model = self.model
         model = msgspec.structs.replace(model, adapters=tuple([await each.fetched() for each in model.adapters]))
+        code = {"allow_pickle": model.allow_pickle, "trust_remote_code": model.trust_remote_code}
+        if model.draft_model is not None:
+            model = msgspec.structs.replace(model, draft_model=await model.draft_model.fetched(**code))
         if self.hub is None:
             return msgspec.structs.replace(self, model=model)
-        found = await fetch(self.hub, allow_pickle=model.allow_pickle, trust_remote_code=model.trust_remote_code)
+        found = await fetch(self.hub, **code)
         model = msgspec.structs.replace(model, model_dir=found.path)
         return msgspec.structs.replace(self, model=model, commit=found.commit, hub=None)
 

@@ -162,6 +162,19 @@ class Sampling(msgspec.Struct, array_like=True, frozen=True):
         """Whether every prompt token has to be computed, so that the prefix cache cannot be used."""
         return self.prompt_logprobs or self.pooling in ("mean", "tokens")
 
+    def guessing(self, vocab_size: int) -> Sampling:
+        """How the row's next token is guessed from other logits: chosen as the row chooses, so that one draw meets the
+        same tokens, without what is only reported.
+
+        Args:
+            vocab_size: columns of these logits.
+        """
+        if self.greedy:
+            return self
+        bias = tuple((token, value) for token, value in self.logit_bias if token < vocab_size)
+        reports = {"logprobs": False, "top_n_tokens": 0, "prompt_logprobs": False, "prompt_top": 0, "pooling": ""}
+        return msgspec.structs.replace(self, logit_bias=bias, **reports)
+
     def fault(self, vocab_size: int) -> str | None:
         """The error of the first parameter that no sampler can use, with the allowed values; None: all are valid.
 
@@ -251,13 +264,20 @@ class Draft(NamedTuple):
 
     Attributes:
         id: of the row.
-        most: number of tokens that it guesses at most.
+        most: number of tokens that it guesses at most, given or from its own text; 0: none of these.
         tokens: the guess; empty: the row's own text is searched for one (`inflight.sched.guess`).
+        model: where that gives none, number of tokens that the draft model guesses at most.
     """
 
     id: int
     most: int
     tokens: list[int] = []
+    model: int = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens that it may guess, whatever guesses them."""
+        return max(self.most, self.model)
 
 
 class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
@@ -313,6 +333,8 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
         unsound: ids of rows whose logits hold NaN, which is the model's fault (`UNSOUND`); their tokens must not be
             used.
         drafted: id -> number of tokens that were guessed and computed, of rows that had a guess.
+        modelled: ids of those whose guess is the draft model's.
+        caught_up: the draft model has also computed tokens of earlier steps, so `seconds` is not what guesses take.
     """
 
     step: int
@@ -327,6 +349,12 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     unsound: list[int] = []
     prompt_top: dict[int, list[list[tuple[int, float]]]] = {}
     drafted: dict[int, int] = {}
+    modelled: list[int] = []
+    caught_up: bool = False
+
+    def guessed(self, modelled: list[int], caught_up: bool) -> StepResult:
+        """The same result with what the draft model has done."""
+        return msgspec.structs.replace(self, modelled=modelled, caught_up=caught_up)
 
 
 class ShardJob(msgspec.Struct, frozen=True):
@@ -457,6 +485,7 @@ class ShardOffer(msgspec.Struct, frozen=True):
         adapters: numbers of the adapters that are loaded.
         contents: with a prompt cache, the number and the `adapter_digest` of each adapter that the rank began with; the
             digest is 0 where the files changed while it was loaded.
+        draft_length: longest sequence that the draft model guesses for; 0: there is none.
     """
 
     model: ModelFacts
@@ -469,3 +498,4 @@ class ShardOffer(msgspec.Struct, frozen=True):
     prompt_cache: str = ""
     adapters: tuple[int, ...] = ()
     contents: tuple[tuple[int, int], ...] = ()
+    draft_length: int = 0

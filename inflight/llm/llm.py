@@ -19,6 +19,7 @@ from inflight.config import (
     DEFAULT_START_TIMEOUT,
     AdapterConfig,
     ClusterConfig,
+    DraftConfig,
     GeneratorConfig,
     ServerConfig,
     resources_of,
@@ -113,6 +114,7 @@ class LLM:
         lora_adapters: folders of LoRA adapters (PEFT's layout), or their ids on the hub, by name.
         max_batch_prefill_tokens, max_batch_mixed_tokens: of `GeneratorConfig`; None: by device.
         speculate: next tokens that are guessed at most and checked in one step; None: 8, where it pays.
+        draft_model: a smaller model with the same vocabulary that guesses them, as `model_dir`; None: there is none.
         tool_call_parser, reasoning_parser: the forms in which the model writes calls and thoughts, for doors over
             `engine`; None: as its chat template shows.
         start_timeout: seconds that loading may take; a thread that hangs in a library stays. None: any time.
@@ -152,6 +154,7 @@ class LLM:
         tool_call_parser: str | None = None,
         reasoning_parser: str | None = None,
         speculate: int | None = None,
+        draft_model: str | Path | None = None,
         plans_in_flight: int = 2,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
@@ -182,6 +185,7 @@ class LLM:
             prompt_cache=None if prompt_cache is None else Path(prompt_cache).absolute(),
             mmproj=None if mmproj is None else Path(mmproj).absolute(),
             adapters=tuple(AdapterConfig.of(name, given) for name, given in (lora_adapters or {}).items()),
+            draft_model=None if draft_model is None else DraftConfig.of(draft_model),
             device_type=device_type,
             device_ids=tuple(range(device_id, device_id + replicas)),
             max_batch_size=max_batch_size,

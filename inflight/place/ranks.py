@@ -76,12 +76,11 @@ def start_ahead(config: GeneratorConfig, log_dir: Path | None, *, load: bool = T
     """
     if not hasattr(os, "memfd_create"):
         return
-    fetched = config.hub is None and all(adapter.hub is None for adapter in config.model.adapters)
     for one in map(config.of_replica, range(config.least)):
         for rank in range(config.tensor_parallel):
             launch = rank_launch(one, rank, log_dir, -1, append=False)
             process = _begun(launch)
-            job = shard_job(one, rank) if load and fetched and config.tensor_parallel == 1 else None
+            job = shard_job(one, rank) if load and config.here and config.tensor_parallel == 1 else None
             if job is not None:
                 process.socket.sendall(Packer().frame(LoadShard(job)))
             _ahead[config.name, one.replica, rank] = _Ahead(launch, process, job)

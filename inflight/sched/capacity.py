@@ -23,6 +23,7 @@ class Capacity:
         states: slots of recurrent states; 0: the model has none.
         align: tokens between the states that are saved of a long prompt.
         guesses: of its next tokens that a row guesses at most; 0: none.
+        draft_length: of `ShardOffer`.
     """
 
     num_blocks: int
@@ -36,6 +37,7 @@ class Capacity:
     states: int = 0
     align: int = 0
     guesses: int = 0
+    draft_length: int = 0
 
     @classmethod
     def of(cls, offer: ShardOffer, policy: Policy, num_blocks: int) -> Capacity:
@@ -55,6 +57,7 @@ class Capacity:
             states.slots,
             states.align,
             policy.guesses if model.drafts else 0,
+            offer.draft_length,
         )
 
     @property

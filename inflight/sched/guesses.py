@@ -4,70 +4,107 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from typing import NamedTuple
 
 from inflight.contract import Draft, StepResult
 from inflight.sched.cache import Cache
 from inflight.sched.plans import PlanInMaking, SentPlan
 from inflight.sched.queues import Queues
 from inflight.sched.sequence import Sequence
-from inflight.sched.speculation import Speculation
+from inflight.sched.speculation import DRAFT_COST, Speculation
+
+READ = 64
+"""A draft model has to read a row's prompt before it guesses. So many tokens of it, which cost a small part of a step,
+have to be outweighed by one token that the row has got without."""
+
+
+class Bars(NamedTuple):
+    """How likely a guessed token must be right in a step to be worth its time; None: none is.
+
+    Attributes:
+        text: one from a row's own text.
+        model: one of the draft model.
+    """
+
+    text: float | None = None
+    model: float | None = None
 
 
 class Guesses:
     """Plans guesses by the policy (`Speculation`), as far as blocks and tokens of a step go.
 
-    Args:
-        running: rows of the batch.
+    A row's own text costs nothing to ask, so it is asked first, unless the draft model promises more.
     """
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._speculation = Speculation(cache.capacity.guesses, cache.capacity.mixed_tokens)
+        capacity = cache.capacity
+        self._text = Speculation(capacity.guesses, capacity.mixed_tokens)
+        self._model = Speculation(
+            capacity.guesses if capacity.draft_length else 0, capacity.mixed_tokens, cost=DRAFT_COST
+        )
 
-    def bar(self, running: Items[Sequence], queues: Queues) -> float | None:
-        """How likely a guessed token must be right in the next step; None: no row guesses. Prompts use the idle
-        arithmetic better."""
-        bar = self._speculation.bar(len(running))
-        if bar is None or queues or not all(row.decodes for row in running):
-            return None
-        return bar
+    def bars(self, running: Items[Sequence], queues: Queues) -> Bars:
+        """The bars of the next step, in which prompts use the idle arithmetic better.
 
-    def plan(self, row: Sequence, draft: PlanInMaking, running: int, bar: float | None) -> int:
+        Args:
+            running: rows of the batch.
+        """
+        found = Bars(self._text.bar(len(running)), self._model.bar(len(running)))
+        if found == Bars() or queues or not all(row.decodes for row in running):
+            return Bars()
+        return found
+
+    def plan(self, row: Sequence, draft: PlanInMaking, running: int, bars: Bars) -> int:
         """Plans the guess of a row that decodes, as far as its blocks and free ones go; returns the most tokens that it
         may have.
 
         Args:
             running: number of rows of the batch.
-            bar: as `bar` says.
         """
         pool, capacity = self._cache.pool, self._cache.capacity
         if 0 < capacity.switch < row.stop_at and not row.turned:
             return 0  # at that length all keys are computed anew, which is planned by counts
-        speculation, size = self._speculation, capacity.block_size
-        most = len(row.draft)
-        if not most and bar is not None:
-            most = speculation.length(row.experience, len(row.tokens), bar)
+        text, model = self._wanted(row, bars)
+        size = capacity.block_size
         place = row.planned + row.spread + 1
         left = running - draft.rows  # rows whose newest tokens are still to come, this one included
-        used = draft.rows + sum(each.most for each in draft.drafts) + left
-        most = min(row.guesses(most), speculation.room - used, draft.budget - left)
-        most = min(most, (len(row.blocks) + pool.free) * size - place)
+        used = draft.rows + sum(each.room for each in draft.drafts) + left
+        room = min(self._text.room - used, draft.budget - left, (len(row.blocks) + pool.free) * size - place)
+        text, model = (max(0, min(row.guesses(most), room)) for most in (text, model))
+        most = max(text, model)
         if most <= 0:
             return 0
         for block in pool.take(max(0, -(-(place + most) // size) - len(row.blocks))) or ():
             row.blocks.append(block)
             draft.grants.append((row.id, block))
-        draft.drafts.append(Draft(row.id, most, [token for token, _ in row.draft[:most]]))
+        draft.drafts.append(Draft(row.id, text, [token for token, _ in row.draft[:text]], model))
         draft.budget -= most
         row.spread += most
         return most
 
+    def _wanted(self, row: Sequence, bars: Bars) -> tuple[int, int]:
+        """The tokens that a row guesses from its text (or has been given), and by the draft model."""
+        if row.draft:
+            return len(row.draft), 0
+        known = len(row.tokens)
+        text = 0 if bars.text is None else self._text.length(row.experience, known, bars.text)
+        if bars.model is None or row.spans or row.generated * READ < row.num_prompt:
+            return text, 0
+        model = self._model.length(row.of_model, known, bars.model)
+        model = min(model, self._cache.capacity.draft_length - row.reach - 1)
+        if text and model > 0 and bars.text is not None:
+            promised = self._model.gain(row.of_model, model, bars.model)
+            if self._text.gain(row.experience, text, bars.text) < promised:
+                text = 0
+        return text, model
+
     def hopes(self, row: Sequence, running: Items[Sequence], queues: Queues) -> tuple[int, int]:
         """Of the next `draft` of a row in `lockstep`, tokens that its grammar forces, and that are guessed, at most."""
-        bar = self.bar(running, queues)
-        guesses = 0 if bar is None else self._speculation.length(row.experience, len(row.tokens), bar)
-        room = max(0, self._speculation.room - len(running))  # each place takes a mask, which costs time
-        return min(self._speculation.forced, room), guesses
+        bar = self.bars(running, queues).text
+        guesses = 0 if bar is None else self._text.length(row.experience, len(row.tokens), bar)
+        room = max(0, self._text.room - len(running))  # each place takes a mask, which costs time
+        return min(self._text.forced, room), guesses
 
     def learn(self, sent: SentPlan, result: StepResult, requests: Mapping[int, Sequence]) -> None:
         """Notes what guesses have brought and what they have cost.
@@ -75,7 +112,7 @@ class Guesses:
         Args:
             requests: those that are not finished, by their ids.
         """
-        if not self._speculation.most or not (sent.drafts or sent.decodes):
+        if not self._text.most or not (sent.drafts or sent.decodes):
             return
         right: dict[int, int] = {}
         for id in result.ids:
@@ -84,15 +121,28 @@ class Guesses:
             row = requests.get(draft.id)
             if row is None:
                 continue
-            row.spread -= draft.most
-            found = right.get(draft.id, 0)
+            row.spread -= draft.room
+            found, guessed = right.get(draft.id, 0), result.drafted.get(draft.id, 0)
             if found:
                 row.skipped[found] = row.skipped.get(found, 0) + 1
-            guessed = result.drafted.get(draft.id, 0)
+            if draft.id in result.modelled:
+                self._model.tried(row.of_model, guessed, found)
+                continue
             forced = min(row.forced, guessed) if draft.tokens else 0
             if forced:
-                self._speculation.tried_forced(forced, min(found, forced))
+                self._text.tried_forced(forced, min(found, forced))
             if guessed > forced and found >= forced:
-                self._speculation.tried(row.experience, guessed - forced, found - forced)
-        if sent.decodes and right:
-            self._speculation.took(len(right), sum(result.drafted.values()), result.seconds)
+                self._text.tried(row.experience, guessed - forced, found - forced)
+        if sent.decodes and right and not result.caught_up:
+            self._took(len(right), result)
+
+    def _took(self, rows: int, result: StepResult) -> None:
+        """Notes the time of a step of so many rows. Where both kinds of guesses were in it, each is told what the other
+        is not expected to have taken."""
+        model = sum(result.drafted[id] for id in result.modelled)
+        text = sum(result.drafted.values()) - model
+        by_text, by_model = text * self._text.seconds(rows), model * self._model.seconds(rows)
+        if text or not model:
+            self._text.took(rows, text, result.seconds - by_model)
+        if model or not text:
+            self._model.took(rows, model, result.seconds - by_text)

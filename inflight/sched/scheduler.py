@@ -11,7 +11,7 @@ from inflight.contract import AdmittedRow, EncodedImage, StepPlan, StepResult
 from inflight.errors import InvalidRequest
 from inflight.sched.cache import Cache
 from inflight.sched.capacity import Capacity
-from inflight.sched.guesses import Guesses
+from inflight.sched.guesses import Bars, Guesses
 from inflight.sched.plans import PlanInMaking, SentPlan
 from inflight.sched.prompts import Burst, share, unplanned
 from inflight.sched.queues import Queues
@@ -291,7 +291,8 @@ class Scheduler:
     def _decode(self, draft: PlanInMaking) -> None:
         """Advances every row whose known tokens are all computed; rows with a full last block get another one."""
         block_size, switch = self.capacity.block_size, self.capacity.switch or -1
-        bar = self._guesses.bar(self._running, self._queues)
+        bars = self._guesses.bars(self._running, self._queues)
+        guess = bars != Bars()
         index = 0
         while index < len(self._running):
             row = self._running[index]
@@ -314,7 +315,7 @@ class Scheduler:
                     continue  # the row itself was preempted
                 row.blocks.append(block)
                 draft.grants.append((row.id, block))
-            guesses = 0 if bar is None and not row.draft else self._guesses.plan(row, draft, len(self._running), bar)
+            guesses = self._guesses.plan(row, draft, len(self._running), bars) if guess or row.draft else 0
             row.planned += 1
             if row.state is not None:
                 self.states.save_decoding(row, draft.saves)

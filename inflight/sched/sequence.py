@@ -62,7 +62,7 @@ class Sequence:
         finished: its request has ended.
         blame: sum of its blame for losses of the shards since its last token.
         lost_at: number of known tokens at the last of these losses.
-        experience: with its guesses.
+        experience: with its guesses from its own text; of_model: with those of the draft model.
         skipped: number of steps by the number of guessed tokens that were right, without those where it is 0.
     """
 
@@ -85,6 +85,7 @@ class Sequence:
         "lost_at",
         "mask",
         "num_prompt",
+        "of_model",
         "order",
         "own",
         "pending",
@@ -143,7 +144,7 @@ class Sequence:
         self.planned = 0
         self.pending = 0
         self.spread = 0
-        self.experience = Experience()
+        self.experience, self.of_model = Experience(), Experience()
         self.skipped: dict[int, int] = {}
         self.blocks: list[int] = []
         self.digests: list[bytes] = []

@@ -29,6 +29,8 @@ OTHER = 0.3
 
 COST = 0.05
 """Share of a step that a guessed token is expected to cost before one was measured."""
+DRAFT_COST = 0.2
+"""The same of one by a draft model."""
 LEAST = 0.01
 """The same at least: measurements of what costs nothing are noise."""
 PACE = 0.2
@@ -93,10 +95,12 @@ class Speculation:
     Args:
         most: tokens that a row guesses at most; 0: none ever.
         room: tokens of a step, newest and guessed ones of all rows together.
+        cost: share of a step that a guessed token is expected to cost before one was measured.
     """
 
-    def __init__(self, most: int, room: int | None = None) -> None:
+    def __init__(self, most: int, room: int | None = None, *, cost: float = COST) -> None:
         self.most = most
+        self._cost = cost
         self.room = ROOM if room is None else room
         self._costs: dict[int, _Cost] = {}  # by rows
         self._all = Experience()  # of all rows: what a new one may hope for
@@ -126,6 +130,16 @@ class Speculation:
             count += 1
         return count
 
+    def gain(self, experience: Experience, count: int, bar: float) -> float:
+        """Tokens that so many guesses are expected to bring beyond what they cost."""
+        rate = experience.rate(self._all.rate())
+        return sum(rate**n - bar for n in range(1, count + 1))
+
+    def seconds(self, rows: int) -> float:
+        """What a guessed token is expected to take in a step with so many rows; 0.0: nothing was measured yet."""
+        cost = self._costs.get(rows)
+        return 0.0 if cost is None or cost.plain is None else cost.plain * cost.token
+
     @property
     def forced(self) -> int:
         """Tokens that a grammar forces and that a row takes at once, at most."""
@@ -145,7 +159,7 @@ class Speculation:
         if seconds <= 0.0 or rows >= self.room:
             return
         self._all.grow_old(self._all.at + rows)
-        cost = self._costs.setdefault(rows, _Cost())
+        cost = self._costs.setdefault(rows, _Cost(token=self._cost))
         if not guessed:
             cost.age = 0
             plain = seconds if cost.plain is None else cost.plain
@@ -154,4 +168,4 @@ class Speculation:
         cost.age += 1
         if cost.plain is not None:
             share = max(0.0, seconds / cost.plain - 1.0) / guessed
-            cost.token += PACE * (min(share, OUTLIER * max(cost.token, COST)) - cost.token)
+            cost.token += PACE * (min(share, OUTLIER * max(cost.token, self._cost)) - cost.token)

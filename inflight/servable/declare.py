@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from inflight.config import AdapterConfig, GeneratorConfig, domains, resources_of
+from inflight.config import AdapterConfig, DraftConfig, GeneratorConfig, domains, resources_of
 from inflight.errors import ConfigError, RegistrationError
 from inflight.hub import HubModel, hint, locate
 from inflight.servable.checks import check_bool, check_int, check_ints, check_settings, check_str, check_strs
@@ -115,6 +115,7 @@ def declare_generator(
     max_input_tokens: int | None = None,
     max_total_tokens: int | None = None,
     speculate: int | None = None,
+    draft_model: str | Path | None = None,
     lora_adapters: Mapping[str, str | Path] | None = None,
     revision: str | None = None,
     generation_config: str = "auto",
@@ -159,6 +160,8 @@ def declare_generator(
         prompt_cache_size: its bytes at most.
         mmproj: the file with the vision part of a GGUF model, absolute or relative as `model_dir`; None: the one beside
             it.
+        draft_model: a smaller model with the same vocabulary that guesses next tokens, as `model_dir`; None: there is
+            none.
         lora_adapters: folders or hub ids of LoRA adapters by name; `"adapter_id"` in the parameters picks one.
         revision: branch, tag or commit of a model of the hub.
         dtype, quantize, kv_cache_dtype, generation_config, tool_call_parser, reasoning_parser, pooling, max_batch_size,
@@ -189,6 +192,7 @@ def declare_generator(
             model_id=_public_name(where),
             max_batch_size=max_batch_size,
             adapters=adapters,
+            draft_model=None if draft_model is None else DraftConfig.of(draft_model, registry.directory),
             prompt_cache=None if prompt_cache is None else registry.directory / prompt_cache,
             mmproj=None if mmproj is None else _vision_part(mmproj, registry.directory),
             media_domains=_domains(media_domains),

@@ -62,6 +62,8 @@ class EncoderRunner:
         """
         if job.world_size != 1:
             raise StartError("an encoder runs on one device; leave out --tensor-parallel")
+        if job.model.draft_model is not None:
+            raise StartError("--draft-model guesses tokens, and an encoder writes none; leave it out")
         self._model = model = load_encoder(job.model, device, folder)
         if progress is not None:
             progress(1.0)

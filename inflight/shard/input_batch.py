@@ -109,6 +109,16 @@ class InputBatch:
     def row(self, id: int) -> int:
         return self._index[id]
 
+    def table(self, row: int) -> Array:
+        """The block table of a row, int32."""
+        blocks: Array = self._blocks[row, : self._num_blocks[row]]
+        return blocks
+
+    def tables(self, rows: Sequence[int], width: int) -> Array:
+        """The first `width` blocks of these rows' tables, int32 [rows, width]; as those of a `ForwardBatch`."""
+        blocks: Array = self._blocks[rows, :width]
+        return blocks
+
     def apply(self, plan: StepPlan) -> dict[int, int]:
         """Applies a plan's changes of rows; returns the chunk (tokens) of every row that prefills, by row."""
         for id in plan.filter:
@@ -174,9 +184,10 @@ class InputBatch:
         self.known[index] += 1
 
     def guessed(self, drafts: Sequence[Draft]) -> dict[int, int]:
-        """Writes the guesses of rows behind their known tokens; returns the number of each row's, by row."""
+        """Writes the guesses of rows, given or from their own texts, behind their known tokens; returns the number of
+        each row's, by row."""
         found: dict[int, int] = {}
-        for id, most, given in drafts:
+        for id, most, given, _ in drafts:
             row = self._index[id]
             known = int(self.known[row])
             most = min(most, int(self._num_blocks[row]) * self.block_size - known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from inflight.config import AdapterConfig, ModelConfig, processors
 from inflight.contract import (
     Array,
     CacheSize,
+    Draft,
     ShardJob,
     ShardOffer,
     StateSize,
@@ -38,6 +39,7 @@ from inflight.models import (
     load_model,
 )
 from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
+from inflight.shard.draft_model import DraftModel, Guessed
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.page_desk import Opening
 from inflight.shard.plan_checks import Images, checked_plan
@@ -78,6 +80,7 @@ class ModelRunner:
         self._device = device
         opening = Opening(job, folder)
         self._model = model = load_model(job.model, ranks, device, progress, folder)
+        self._draft = DraftModel.load(job.model, model, folder, ranks, device)
         watermark = Watermark(job.model.watermark_gamma, job.model.watermark_delta)
         self._sampler = _sampler_of(model, job.model, watermark)
         _trim()
@@ -98,7 +101,9 @@ class ModelRunner:
         kept = model.kept() if job.model.prompt_cache is not None else None
         self._desk, pages = opening.desk(kept, model.dtype)
         limits = job.max_rows, longest, device.type
-        self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, model.adapters, opening.contents)
+        drafting = 0 if self._draft is None else min(self._draft.longest, longest)
+        told = model.adapters, opening.contents, drafting
+        self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, *told)
 
     def _make_states(self, job: ShardJob, longest: int) -> StateSize:
         """Makes memory for recurrent states, where the model has recurrent layers.
@@ -126,8 +131,9 @@ class ModelRunner:
         on_cpu, block_size = self._device.type == "cpu", job.model.block_size
         if not on_cpu and job.model.kv_cache_bytes is None:
             self._largest_step(job, longest)
+        draft = self._draft
         blocks = count_blocks(
-            self._model.block_bytes(block_size),
+            self._model.block_bytes(block_size) + (0 if draft is None else draft.block_bytes(block_size)),
             block_size,
             job.model.kv_cache_bytes,
             self._device.available_memory(),
@@ -137,7 +143,8 @@ class ModelRunner:
             ranks_here=self._ranks.size * job.replicas if on_cpu else 1,
             taken=taken,
         )
-        return CacheSize(blocks, block_size, self._model.make_cache(blocks, block_size))
+        size = self._model.make_cache(blocks, block_size)
+        return CacheSize(blocks, block_size, size + (0 if draft is None else draft.make_cache(blocks, block_size)))
 
     def run(self, plan: StepPlan) -> StepResult | None:
         """Runs one step; returns the result on rank 0, None on the others."""
@@ -153,9 +160,43 @@ class ModelRunner:
             if admission.restore is not None:
                 self._model.copy_state(admission.restore, admission.state)
         chunks = self._batch.apply(plan)
+        if self._draft is not None:
+            self._draft.follow(plan)
         if self._leaving:
             self._let_go()
         guesses = self._batch.guessed(plan.drafts) if plan.drafts else {}
+        modelled = self._modelled(plan.drafts, guesses) if self._draft is not None and plan.drafts else None
+        if modelled is None:
+            return self._computed(plan, chunks, guesses, failed, began)
+        result = self._computed(plan, chunks, {**guesses, **modelled.counts}, failed, began)
+        ids = [self._batch.ids[row] for row in modelled.counts]
+        return None if result is None else result.guessed(ids, modelled.caught_up)
+
+    def _modelled(self, drafts: Sequence[Draft], guesses: Mapping[int, int]) -> Guessed:
+        """The guesses of the draft model for rows that have no other."""
+        assert self._draft is not None
+        rows = {self._batch.row(draft.id): draft.model for draft in drafts if draft.model}
+        rows = {row: most for row, most in rows.items() if row not in guesses}
+        return self._draft.guess(self._batch, rows, self._choose)
+
+    def _choose(self, logits: ModelArray, rows: Sequence[int], place: int, best: Array | None) -> Array:
+        """Samples from a draft model's logits as these rows do, behind so many guesses (`Choose`)."""
+        batch = self._batch
+        sampling = [batch.sampling[row] for row in rows]
+        if best is not None and all(each.greedy for each in sampling):
+            return np.maximum(best, 0)
+
+        def state(index: int) -> RowState:
+            row = rows[index]
+            return RowState(batch.tokens[row, : batch.known[row] + place], int(batch.prompt[row]))
+
+        columns = logits.shape[1]
+        return self._sampler.sample(logits, [each.guessing(columns) for each in sampling], state, None, best).tokens
+
+    def _computed(
+        self, plan: StepPlan, chunks: dict[int, int], guesses: dict[int, int], failed: dict[int, str], began: float
+    ) -> StepResult | None:
+        """Computes the tokens of a step, whose rows, chunks and guesses are in the batch."""
         if not self._batch.ids:
             return None if self._ranks.rank else StepResult(plan.step, [], [], seconds=time.perf_counter() - began)
         if self._batch.decoding and not (chunks or guesses or plan.hold or plan.saves) and self._ranks.size == 1:
@@ -169,6 +210,8 @@ class ModelRunner:
     def transfer(self, order: Transfer, answer: Callable[[Transferred], None]) -> None:
         """Begins to copy between the cache and files. Args: answer: called on another thread when it is done."""
         assert self._desk is not None, "an order came for files that were not offered"
+        if self._draft is not None:
+            self._draft.read(order)
         self._desk.take(order, answer)
 
     def close(self, seconds: float) -> None:
@@ -375,8 +418,9 @@ class ModelRunner:
 
     def _warm_up(self, tokens: int, block_size: int) -> None:
         """Runs a prompt and a decoding step, so that the first request finds all code and memory loaded."""
-        for lengths in ([max(1, tokens)], [1, 1]):
-            self._model.forward(_dummy(lengths, block_size))
+        for model in (self._model, *(() if self._draft is None else (self._draft.model,))):
+            for lengths in ([max(1, tokens)], [1, 1]):
+                model.forward(_dummy(lengths, block_size))
 
     def _largest_step(self, job: ShardJob, longest: int) -> None:
         """Runs a step of the largest size over a small cache: memory is measured with its buffers allocated."""

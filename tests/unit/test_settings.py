@@ -250,6 +250,7 @@ def test_a_signature_says_what_the_fields_say(written: Callable[..., Any]) -> No
             "packed_cache",
             "prompt_cache",
             "mmproj",
+            "draft_model",
             "cluster_resources",
         ):  # a mapping of them; also a text
             assert parameter.default is None

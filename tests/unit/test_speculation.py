@@ -125,7 +125,7 @@ def test_plans_with_guesses_keep_the_contract(depth: int, blocks: int) -> None:
     total: Counter[str] = Counter()
     for seed in range(4):
         draw = random.Random(seed)
-        capacity = Capacity(blocks, 4, 8, 40, 16, mixed_tokens=32, guesses=MOST)
+        capacity = Capacity(blocks, 4, 8, 40, 16, mixed_tokens=32, guesses=MOST, draft_length=60 * (seed % 2))
         scheduler, shards, plans = Scheduler(capacity), FakeShards(blocks, 4, 8, 40), deque[Any]()
         waiting = requests(seed, 30)
         asked, out = {row.id: row for row in waiting}, {row.id: [] for row in waiting}  # type: ignore[var-annotated]
