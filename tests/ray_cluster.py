@@ -1,7 +1,8 @@
 """Ray's own test cluster in a process, `python -m tests.ray_cluster`, which takes orders on its standard input.
 
-Orders are lines: `add CPUS` starts a machine and prints its number, `kill NUMBER` kills every process of it with
-SIGKILL, `end` ends all. The first line that it prints is the address of the head.
+Orders are lines: `add CPUS [RESOURCE]` starts a machine, which may have one of a resource of its own, and prints its
+number, `kill NUMBER` kills every process of it with SIGKILL, `end` ends all. The first line that it prints is the
+address of the head.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def main() -> None:
     for line in sys.stdin:
         order, _, given = line.strip().partition(" ")
         if order == "add":
-            nodes.append(cluster.add_node(num_cpus=int(given), object_store_memory=80 << 20))
+            cpus, *own = given.split()
+            node = cluster.add_node(num_cpus=int(cpus), object_store_memory=80 << 20, resources=dict.fromkeys(own, 1))
+            nodes.append(node)
             print(len(nodes) - 1, flush=True)
         elif order == "kill":
             kill(nodes[int(given)])

@@ -125,11 +125,11 @@ def build_plan(values: Mapping[str, Any]) -> Plan:
     server = ServerConfig.asked(values, execution_timeout=limit)
     servables, generators = _configs(values)
     if server.cluster.cluster and not (
-        generators or values["repository"] or any(not one.model_file for one in servables)
+        generators or values["repository"] or any(one.ranks is None for one in servables)
     ):
         raise UsageError(
-            f"--cluster {server.cluster.cluster} places language models, and none is served: model files run on the "
-            "server's machine. Leave it out; ranks of a distributed servable run where its rank table says"
+            f"--cluster {server.cluster.cluster} places language models and workers of servables, and none is served: "
+            "ranks of a distributed servable run where its agents are started. Leave it out"
         )
     return Plan(server, servables, generators, http, grpc)
 

@@ -14,7 +14,7 @@ MAX_REPLICAS = 64
 
 
 class ClusterConfig(msgspec.Struct, frozen=True):
-    """The machines that language models run on.
+    """The machines that models run on.
 
     Attributes:
         cluster: `ray:` and the address of Ray's head, or `auto`; None: this machine.
@@ -25,7 +25,7 @@ class ClusterConfig(msgspec.Struct, frozen=True):
     cluster: Annotated[
         str | None,
         Setting(
-            "Place language models on the machines of a Ray cluster: ray for the one that this machine belongs to, or "
+            "Run models on the machines of a Ray cluster: ray for the one that this machine belongs to, or "
             "ray:HOST:PORT. Needs the extra [ray].",
             cluster,
             "ray[:HOST:PORT]",
@@ -98,8 +98,8 @@ class Scaling(msgspec.Struct, frozen=True):
     resources: Annotated[
         tuple[tuple[str, float], ...],
         Setting(
-            "What each process of a language model gets on a cluster, like cpu=8,gpu=1,memory=16g, or any resource of "
-            "Ray's by its name.",
+            "What each process of a model gets on a cluster, like cpu=8,gpu=1,memory=16g, or any resource of Ray's by "
+            "its name.",
             resources,
             "NAME=N,...",
             ": one GPU where the cluster has some, else its share of the smallest machine's processors",

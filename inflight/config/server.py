@@ -138,6 +138,7 @@ class ServableConfig(Reticent, frozen=True):
         execution_timeout: in seconds, for this servable; None: that of `ServerConfig`.
         ranks: of a distributed servable: where its agents come. It has one worker, whatever `device_ids` says.
         described: what the folder of a model file says of it.
+        resources: of each worker process on a cluster, as in `Scaling`.
     """
 
     directory: Path
@@ -171,6 +172,7 @@ class ServableConfig(Reticent, frozen=True):
     execution_timeout: float | None = None
     ranks: RanksConfig | None = None
     described: DescribedConfig | None = None
+    resources: tuple[tuple[str, float], ...] = ()
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
@@ -217,7 +219,7 @@ class ServerConfig(msgspec.Struct, frozen=True):
         watch: seconds between two looks at the folders; 0: nobody looks.
         drain_timeout: seconds that requests of a model may take after it was unloaded or replaced.
         room: which models of the folders are loaded when.
-        cluster: the machines that language models run on.
+        cluster: the machines that models run on.
         protocols: the user's own HTTP protocols: `module:Class` of subclasses of `inflight.frontends.Door`.
     """
 

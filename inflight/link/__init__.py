@@ -1,7 +1,7 @@
 """The connection between the server and its workers."""
 
 from inflight.link.arena import LARGE, Arena, ArenaReader, create_file, physical_memory
-from inflight.link.board import BOARD_BYTES, Board, BoardReader, Run, Runner
+from inflight.link.board import BOARD_BYTES, TELL_SECONDS, Board, BoardReader, Run, Runner, ToldBoard
 from inflight.link.channel import Handler, ServerChannel, WorkerChannel
 from inflight.link.codec import (
     AnyMessage,
@@ -18,6 +18,7 @@ from inflight.link.codec import (
     Packer,
     Phase,
     Ready,
+    Running,
     StageRuns,
     Stop,
     Trial,
@@ -26,6 +27,7 @@ from inflight.link.codec import (
     Work,
 )
 from inflight.link.guard import Guard
+from inflight.link.inline import FRAME_VALUES, MAX_VALUES, parts, row_bytes
 from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.link.remote import Gate, Guest, Invitation, Joined, join, split
 from inflight.link.secure import Identity, SecureSocket, make_identity
@@ -34,7 +36,10 @@ from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVis
 
 __all__ = [
     "BOARD_BYTES",
+    "FRAME_VALUES",
     "LARGE",
+    "MAX_VALUES",
+    "TELL_SECONDS",
     "AdapterReady",
     "AnyMessage",
     "Arena",
@@ -76,11 +81,13 @@ __all__ = [
     "Ready",
     "Run",
     "Runner",
+    "Running",
     "SecureSocket",
     "ServerChannel",
     "ShardReady",
     "StageRuns",
     "Stop",
+    "ToldBoard",
     "Trial",
     "Unpacker",
     "VisionReady",
@@ -91,6 +98,8 @@ __all__ = [
     "create_file",
     "join",
     "make_identity",
+    "parts",
     "physical_memory",
+    "row_bytes",
     "split",
 ]

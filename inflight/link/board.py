@@ -4,6 +4,9 @@ Messages cannot replace it: a function that spins in C holds the interpreter's l
 one. Every runner (the thread of the Python stages, the thread of a model) therefore writes down the begin and the end
 of each run, which costs about a microsecond, and the server reads it from time to time.
 
+A worker on another machine has no memory with its server, so there a thread of its own tells the runs several times a
+second while there is work (`ToldBoard`). When it falls silent, a run holds the interpreter's lock.
+
 The board is the first block of the worker's outbox: a page with the number of runners, then one part for each of them:
 state, range of the keys that run, time of the begin, keys. One thread writes a part, the server reads it.
 """
@@ -125,7 +128,12 @@ class BoardReader:
 
     Args:
         memory: the first `BOARD_BYTES` of a worker's outbox.
+
+    Attributes:
+        silent_since: time of the last word, where the worker tells its runs and has stopped to; None: it has not.
     """
+
+    silent_since: float | None = None
 
     def __init__(self, memory: memoryview) -> None:
         self._memory = memory
@@ -151,3 +159,39 @@ class BoardReader:
         self._words.release()
         self._times.release()
         self._memory.release()
+
+
+TELL_SECONDS = 0.25
+"""Seconds between two messages of a worker that tells its runs."""
+
+FRESH_SECONDS = 1.0
+"""Seconds for which what it told counts."""
+
+
+class ToldBoard:
+    """The server's side for a worker on another machine, which tells its runs in messages."""
+
+    def __init__(self) -> None:
+        self._runs: list[Run] = []
+        self._heard = time.monotonic()
+        self._looks = 0
+
+    def tell(self, runs: Sequence[tuple[float, bool, list[int]]]) -> None:
+        """Takes what the worker told: of each run the seconds since its begin, whether it waits, its keys."""
+        self._heard = now = time.monotonic()
+        self._looks = 0
+        self._runs = [Run(now - seconds, waiting, keys) for seconds, waiting, keys in runs]
+
+    def runs(self) -> list[Run]:
+        """The runs that the worker told last; none where that is too long ago."""
+        self._looks += 1
+        return self._runs if time.monotonic() - self._heard < FRESH_SECONDS else []
+
+    @property
+    def silent_since(self) -> float | None:
+        """As that of `BoardReader`. Only from the second look on, because messages may have come while this process
+        did something else, and are read between two looks."""
+        return self._heard if self._looks > 1 and time.monotonic() - self._heard > FRESH_SECONDS else None
+
+    def close(self) -> None:
+        """Nothing is to be released."""

@@ -179,8 +179,18 @@ class Trial(Message, tag=20, frozen=True):
     running: bool
 
 
+class Running(Message, tag=27, frozen=True):
+    """Worker on another machine to server, while it has work: what runs there, in place of a board in shared memory.
+
+    Attributes:
+        runs: of each: seconds since its begin, whether it waits, its keys (as `inflight.link.board.Run`).
+    """
+
+    runs: list[tuple[float, bool, list[int]]]
+
+
 AnyMessage: TypeAlias = (
-    "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | "
+    "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | Running | "
     "StepPlan | StepResult | Transfer | Transferred | LoadShard | ShardReady | Progress | Trial | Phase | "
     "LoadVision | VisionReady | EncodeImage | ImageEncoded | ImageFailed | LoadAdapter | AdapterReady | DropAdapter"
 )
@@ -203,6 +213,7 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | CallDone
     | Stop
     | Leaving
+    | Running
     | StepPlan
     | StepResult
     | Transfer

@@ -8,6 +8,7 @@ from inflight.place.local import Launch, WorkerProcess, start_worker
 from inflight.place.placement import Here, PlacedRank, Placement
 from inflight.place.ranks import end_ahead, shard_job, start_ahead, start_rank
 from inflight.place.remote import RemoteProcess
+from inflight.place.workers import PlacedWorker, WorkerHere, WorkerOnCluster, WorkerPlace
 
 __all__ = [
     "DUMP",
@@ -17,10 +18,14 @@ __all__ = [
     "Launch",
     "OnCluster",
     "PlacedRank",
+    "PlacedWorker",
     "Placement",
     "Process",
     "RemoteProcess",
     "WorkerHandle",
+    "WorkerHere",
+    "WorkerOnCluster",
+    "WorkerPlace",
     "WorkerProcess",
     "end_ahead",
     "shard_job",

@@ -239,6 +239,7 @@ def servable_config(
     """
     devices = fields.get("device_ids", values.get("device_ids", (0,)))
     fields.setdefault("num_parallel_workers", values.get("workers") or int(not devices))
+    fields.setdefault("resources", values.get("cluster_resources", ()))
     return filled(ServableConfig, values, **{"directory": directory, "name": name, "model_file": file, **fields})
 
 

@@ -16,11 +16,12 @@ from inflight.contract import NEWEST, MethodInfo
 from inflight.errors import ConfigError, InflightError, InvalidRequest, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
-from inflight.place import Launch
+from inflight.place import Cluster, Launch, WorkerHere, WorkerOnCluster, WorkerPlace
 from inflight.router.drain import drained
 from inflight.router.group import Group, MethodQueue
 from inflight.router.keeper import Keeper
 from inflight.router.language_models import LanguageModels
+from inflight.router.machines import Machines
 from inflight.router.replica import Replica, State
 from inflight.servable import check_config_location, find_versions
 
@@ -40,7 +41,7 @@ class Fleet:
 
     Attributes:
         language_models: all language models, those that servables declare included.
-        inbox: shared memory that all workers can read.
+        inbox: shared memory that all workers of this machine can read.
         stopping: set when the server stops; nothing is started any more and requests are refused.
     """
 
@@ -51,7 +52,8 @@ class Fleet:
         runtimes: str | None,
         on_all_lost: Callable[[], None],
     ) -> None:
-        self.language_models = LanguageModels(config, metrics)
+        self._machines = Machines(config.cluster)
+        self.language_models = LanguageModels(config, metrics, self._machines)
         self._config = config
         self._metrics = metrics
         self._runtimes = runtimes
@@ -84,7 +86,8 @@ class Fleet:
 
     def pids(self, name: str) -> list[int]:
         """Processes of a servable or a language model on this machine."""
-        workers = [replica.pid for group in self.versions(name).values() for replica in group.replicas]
+        replicas = [replica for group in self.versions(name).values() for replica in group.replicas]
+        workers = [replica.pid for replica in replicas if not replica.host]
         return [*(pid for pid in workers if pid is not None), *self.language_models.pids(name)]
 
     def used(self, name: str) -> float:
@@ -264,6 +267,7 @@ class Fleet:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*(self._end_group(group) for group in [*self.groups, *self._aside]))
+        await self._machines.stop()
         self._groups.clear()
         self.inbox.close()
 
@@ -305,10 +309,6 @@ class Fleet:
             self._metrics.replica(group.name, group.version, replica.label, None)
 
     async def _start_replicas(self, group: Group, config: ServableConfig, threads: int) -> None:
-        ids = () if config.ranks is not None else config.device_ids
-        devices = [
-            self._replica(group, config, f"device{device}", {"SERVING_DEVICE_ID": str(device)}) for device in ids
-        ]
         base = WorkerJob(
             directory=str(config.directory),
             name=config.name,
@@ -329,9 +329,9 @@ class Fleet:
             whole=None if config.described is None else not config.described.max_batch_size,
             max_wait_ms=0.0 if config.described is None else config.described.queue_delay * 1000,
         )
-        if self._config.cluster.cluster is not None:
-            log.warning("servable '%s' runs on this machine: the cluster is for language models only", config.name)
         if config.ranks is not None:
+            if self._machines.elsewhere:
+                log.warning("the ranks of '%s' run where its agents are started, not on the cluster", config.name)
             self._gathers[group] = config.ranks.address
             if config.ranks.exposed:
                 log.warning(
@@ -341,9 +341,11 @@ class Fleet:
                     config.name,
                 )
             # Its ranks are its devices; there are no extra workers, as in MindSpore Serving.
-            worker = self._replica(group, config, "distributed", {})
+            worker = self._replica(group, config, "distributed")
             await self._start_one(group, worker, _with(base, device_id=0))
             return
+        cluster = await self._machines.cluster() if self._machines.elsewhere else None
+        devices = [self._replica(group, config, f"device{device}", device, cluster) for device in config.device_ids]
         jobs = [_with(base, device_id=device) for device in config.device_ids]
         offers = await self._start_alike(group, devices, jobs)
         if offers and offers[0].generators:
@@ -356,7 +358,7 @@ class Fleet:
             extra = 0
         own = not devices or config.device_type == "cpu"
         job = base if own else _with(base, own_models=False, models=offers[0].models)
-        extras = [self._replica(group, config, f"extra{index}", {}) for index in range(extra)]
+        extras = [self._replica(group, config, f"extra{index}", None, cluster) for index in range(extra)]
         await self._start_alike(group, extras, [job] * len(extras))
 
     async def _start_generators(self, group: Group, config: ServableConfig, offer: Offer) -> None:
@@ -379,46 +381,74 @@ class Fleet:
                 self.language_models.install(group.generators[declared.key])
         group.loaded = True
 
-    def _replica(self, group: Group, config: ServableConfig, label: str, environment: dict[str, str]) -> Replica:
+    def _replica(
+        self,
+        group: Group,
+        config: ServableConfig,
+        label: str,
+        device: int | None = None,
+        cluster: Cluster | None = None,
+    ) -> Replica:
+        """A new replica of a group. Args: cluster: where its worker runs; None: on this machine."""
         log_dir = self._config.log_dir
         version = group.version
         name = f"log_{config.name}_{label}{'' if config.ranks is not None else f'_version{version}'}.log"
+        told = [
+            f"--servable_directory={config.directory}",
+            f"--servable_name={config.name}",
+            f"--version_number={version}",
+            f"--device_type={config.device_type or 'none'}",
+            f"--device_id={label}",
+        ]
 
         def launch(outbox: int, again: bool) -> Launch:
             return Launch(
-                label=[
-                    f"--servable_directory={config.directory}",
-                    f"--servable_name={config.name}",
-                    f"--version_number={version}",
-                    f"--device_type={config.device_type or 'none'}",
-                    f"--device_id={label}",
-                ],
+                label=told,
                 inbox=self.inbox.fd,
                 outbox=outbox,
-                environment=environment,
+                environment={} if device is None else {"SERVING_DEVICE_ID": str(device)},
                 log=None if log_dir is None else Path(log_dir).absolute() / name,
                 append=again,
             )
 
-        replica = Replica(label, group, self.inbox, launch)
+        place: WorkerPlace = WorkerHere(label, launch)
+        if cluster is not None:
+            on_cpu = config.device_type == "cpu"
+            place = WorkerOnCluster(cluster, f"{config.name}-{label}", told, dict(config.resources), on_cpu)
+        replica = Replica(label, group, self.inbox, place)
         group.replicas.append(replica)
         return replica
 
     async def _start_alike(self, group: Group, replicas: Sequence[Replica], jobs: Sequence[WorkerJob]) -> list[Offer]:
         """Starts replicas at the same time. For a bare model file the first one starts alone, because it finds out for
-        all whether requests can share a call."""
-        ahead = int(bool(jobs) and jobs[0].model_file is not None)
+        all whether requests can share a call. On a cluster the group's first one is awaited, and the others come when
+        there is room for them."""
+        elastic = bool(replicas) and replicas[0].elastic
+        ahead = int(bool(jobs) and (not group.queues if elastic else jobs[0].model_file is not None))
         offers: list[Offer] = []
         for replica, job in zip(replicas[:ahead], jobs):
             offer, tried = await self._start_one(group, replica, job)
             offers.append(offer)
-            jobs = [_with(job, whole=tried.whole, trial_seconds=tried.trial_seconds) for job in jobs]
+            if tried.model_file is not None:
+                jobs = [_with(job, whole=tried.whole, trial_seconds=tried.trial_seconds) for job in jobs]
+        if elastic:
+            for replica, job in zip(replicas[ahead:], jobs[ahead:]):
+                self._keeper(group, replica, job).come()
+            return offers
         rest = await _all(self._start_one(group, replica, job) for replica, job in zip(replicas[ahead:], jobs[ahead:]))
         return offers + [offer for offer, _ in rest]
 
     async def _start_one(self, group: Group, replica: Replica, job: WorkerJob) -> tuple[Offer, WorkerJob]:
         if self.stopping:
             raise StartError("the server stops")
+        keeper = self._keeper(group, replica, job)
+        try:
+            return await keeper.start()
+        except BaseException:
+            self._keepers.pop(replica, None)
+            raise
+
+    def _keeper(self, group: Group, replica: Replica, job: WorkerJob) -> Keeper:
         keeper = Keeper(
             group,
             replica,
@@ -427,9 +457,8 @@ class Fleet:
             partial(self._note, group, replica),
             partial(self._give_up, group, replica),
         )
-        started = await keeper.start()
         self._keepers[replica] = keeper
-        return started
+        return keeper
 
     def _give_up(self, group: Group, replica: Replica) -> None:
         replica.state = State.DEAD

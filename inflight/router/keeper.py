@@ -65,6 +65,18 @@ class Keeper:
         self._task = asyncio.ensure_future(self._keep())
         return offer, self._job
 
+    def come(self) -> None:
+        """Starts the replica when there is room for it, beside others that serve, and restarts it after losses."""
+
+        async def come() -> None:
+            self._changed()
+            if await self._start_again():
+                await self._keep()
+            else:
+                self._gave_up()
+
+        self._task = asyncio.ensure_future(come())
+
     def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -121,6 +133,7 @@ class Keeper:
 
     async def _started(self, job: WorkerJob) -> Offer:
         replica = self._replica
+        await replica.place()
         return await waited_for(
             lambda: f"worker {replica.label} of servable '{self._group.name}' {replica.phase}",
             # Agents are started by people, who may take their time; `RanksConfig.wait_seconds` is the limit.
@@ -133,7 +146,7 @@ class Keeper:
             await replica.lost.wait()
             replica.lost.clear()
             self._changed()
-            log.warning("worker %s of servable '%s' was lost (pid %s)", replica.label, group.name, replica.pid)
+            log.warning("worker %s of servable '%s' was lost (pid %s)", replica.name, group.name, replica.pid)
             await replica.end(0)
             # MindSpore Serving's rule is about workers that end; one that hung was ended by this server.
             left = replica.left or not replica.proven or self._job.ranks is not None  # whose agents have ended
@@ -160,7 +173,7 @@ class Keeper:
             try:
                 await self._try_start()
             except StartError as error:
-                log.error("worker %s of servable '%s' cannot start: %s", replica.label, group.name, error)
+                log.error("worker %s of servable '%s' cannot start: %s", replica.name, group.name, error)
                 replica.state = State.LOST
                 self._changed()
                 if self._policy.only_proven:
@@ -190,7 +203,7 @@ class Keeper:
         log.info(
             "Register success: worker address: pid %s, %s of servable '%s' version %d",
             replica.pid,
-            replica.label,
+            replica.name,
             group.name,
             group.version,
         )

@@ -37,6 +37,7 @@ from inflight.errors import (
 )
 from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad
 from inflight.router.drain import drained
+from inflight.router.machines import Machines
 from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.router.texts import CLASSIFY, EMBED, SCORE, SPARSE, main_method, text_method
@@ -44,7 +45,7 @@ from inflight.startup import ProgressBar, aside, failed_load, weight_bytes
 
 if TYPE_CHECKING:
     from inflight.engine import Engine, ShardGroup
-    from inflight.place import Cluster, Placement
+    from inflight.place import Placement
 
 log = logging.getLogger("inflight")
 
@@ -96,11 +97,14 @@ class Announced:
 class LanguageModels:
     """Language models by servable name, in the order of their announcement.
 
+    Args:
+        machines: those of a cluster, which belong to the caller; None: they are used by nobody else.
+
     Attributes:
         on_prepared: called with a model that is loaded while the server serves, before anybody can call it.
     """
 
-    def __init__(self, config: ServerConfig, metrics: Metrics) -> None:
+    def __init__(self, config: ServerConfig, metrics: Metrics, machines: Machines | None = None) -> None:
         self._config = config
         self._metrics = metrics
         # One group of ranks for each replica of every engine: of those that load, serve, or answer their last requests.
@@ -110,7 +114,7 @@ class LanguageModels:
         self._versions: dict[str, int] = {}
         self._bases: dict[str, str] = {}  # of a version beside the newest, `<name>:<version>`, the model's name
         self._one_loads = asyncio.Lock()  # each model measures the memory that is left
-        self._cluster: Cluster | None = None  # where models run, if not on this machine; made when the first one loads
+        self._machines = machines or Machines(config.cluster)
         self._stopping = False
         self.on_prepared: Callable[[Engine], Awaitable[None]] | None = None
 
@@ -440,15 +444,11 @@ class LanguageModels:
         Raises:
             StartError: the cluster does not answer.
         """
-        where = self._config.cluster
-        if where.cluster is None:
+        if not self._machines.elsewhere:
             return [None] * count
-        from inflight.place import Cluster, OnCluster
+        from inflight.place import OnCluster
 
-        if self._cluster is None:
-            self._cluster = Cluster.of(where)
-        cluster = self._cluster
-        await cluster.open()
+        cluster = await self._machines.cluster()
         return [OnCluster(cluster) for _ in range(count)]
 
     def _load(self) -> Load:
@@ -489,8 +489,6 @@ class LanguageModels:
             *(engine.stop(self._config.stop_timeout) for engine in list(self._shards)),
             *(shards.give_up() for shards in list(self._begun)),
         )
-        if self._cluster is not None:
-            await self._cluster.stop()
 
     def kill(self) -> None:
         """Kills every rank, at once."""

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from inflight.contract import Row, Table, Value
-from inflight.errors import InvalidRequest, StartError
+from inflight.errors import InvalidRequest, StartError, WorkerLost
 from inflight.link import (
     BOARD_BYTES,
+    FRAME_VALUES,
     LARGE,
+    MAX_VALUES,
     AnyMessage,
     Arena,
-    ArenaReader,
     Blob,
     BoardReader,
     Call,
@@ -32,14 +34,16 @@ from inflight.link import (
     Packer,
     Phase,
     Ready,
+    Running,
+    ToldBoard,
     Trial,
     Unpacker,
     Work,
     WorkerJob,
-    create_file,
-    physical_memory,
+    parts,
+    row_bytes,
 )
-from inflight.place import STOP_GRACE, Launch, WorkerHandle, start_worker
+from inflight.place import STOP_GRACE, PlacedWorker, WorkerHandle, WorkerPlace
 from inflight.router.request import NOBODYS, Instance, Late, SentTogether, Span, spans
 from inflight.router.watch import ExecutionWatch
 
@@ -77,10 +81,15 @@ class Owner(Protocol):
 
 
 class Replica:
-    """One worker process at a time; `start` replaces a lost one.
+    """One worker process at a time; `place` and `start` replace a lost one.
+
+    Args:
+        inbox: shared memory that the worker reads, where it is on this machine.
+        place: where it runs.
 
     Attributes:
         label: its name in logs and metrics (`device0`, `extra1`).
+        elastic: its starts may wait for a machine with room.
         starts: number of processes so far.
         outstanding: instances that the worker has, by key, in the order they were sent.
         batches: number of messages that are not completely answered, by method index.
@@ -97,14 +106,16 @@ class Replica:
 
     _next_key = 1
 
-    def __init__(self, label: str, owner: Owner, inbox: Arena, launch: Callable[[int, bool], Launch]) -> None:
+    def __init__(self, label: str, owner: Owner, inbox: Arena, place: WorkerPlace) -> None:
         self.label = label
         self._owner = owner
-        self._inbox = inbox
-        self._launch = launch
+        self._place = place
+        self.elastic = place.elastic
+        self._inbox = None if place.elastic else inbox  # another machine has no memory with this one
         self.starts = 0
         self._worker: WorkerHandle | None = None
-        self._reader: ArenaReader | None = None
+        self._placed: PlacedWorker | None = None
+        self._told: ToldBoard | None = None
         self._offered: asyncio.Future[Offer] | None = None
         self._released: list[int] = []  # offsets of outputs that are no longer used; sent to the worker with new work
         self._trial: asyncio.TimerHandle | None = None
@@ -126,38 +137,67 @@ class Replica:
 
     @property
     def pid(self) -> int | None:
+        """On its machine."""
         return self._worker.pid if self._worker is not None else None
 
+    @property
+    def host(self) -> str:
+        """The address of its machine; empty: this one."""
+        return self._placed.host if self._placed is not None else ""
+
+    @property
+    def name(self) -> str:
+        """Its name in messages, with its machine."""
+        return f"{self.label} on {self.host}" if self.host else self.label
+
+    async def place(self) -> None:
+        """Starts a process, on a cluster as soon as there is room. `start` follows at once.
+
+        Raises:
+            StartError: it cannot be started; where its machine was lost meanwhile, `killed` is set.
+        """
+        self.state = State.STARTING
+        self.proven = self.left = self.killed = False
+        self.late = None
+        self._placed = None
+        self.phase = "starts a process"
+        # A new list for each process: outputs of an earlier process may be released while this one runs, and the same
+        # offset in the new outbox may be in use.
+        self._released = released = list[int]()
+        try:
+            self._placed = placed = await self._place.start(self.starts > 0, released.append)
+        except WorkerLost as error:
+            self.killed = True
+            raise StartError(str(error)) from None
+        self.starts += 1
+        self._worker = WorkerHandle(f"worker {self.name}", placed.process, self._received, self._ended, placed.reader)
+
     async def start(self, job: WorkerJob, timeout: float | None) -> Offer:
-        """Starts a process and waits until it has loaded its servable.
+        """Waits until the process has loaded its servable.
 
         Raises:
             StartError: with the worker's own text, or that it died without one.
             TrialOverdue: a trial run of a model took longer than `job.trial_seconds`.
         """
-        self.state = State.STARTING
+        assert self._worker is not None
+        worker = self._worker
         self._trial_seconds = job.trial_seconds
-        self.proven = self.left = self.killed = False
-        self.late = None
-        self.phase = "starts a process"
-        loop = asyncio.get_running_loop()
-        self._offered = loop.create_future()
-        self._worker = worker = self._spawn()
+        self._offered = asyncio.get_running_loop().create_future()
         try:
             await worker.connect()
-            worker.send(Load(job))
+            worker.send(Load(self._fitted(job)))
             self.offer = await asyncio.wait_for(asyncio.shield(self._offered), timeout)
         except asyncio.TimeoutError:
             self._offered.cancel()
             await self.end(0)
             raise StartError(
-                f"worker {self.label} was not ready within {timeout:g} seconds: it {self.phase}; raise --start-timeout "
+                f"worker {self.name} was not ready within {timeout:g} seconds: it {self.phase}; raise --start-timeout "
                 "where that may take so long"
             ) from None
         except OSError as error:
             self._offered.cancel()
             await self.end(0)
-            raise StartError(f"cannot connect to worker {self.label}: {error}") from error
+            raise StartError(f"cannot connect to worker {self.name}: {error}") from error
         except BaseException:
             self._offered.cancel()
             await self.end(0)
@@ -166,10 +206,9 @@ class Replica:
             self._follow_trial(False)
         if self.left or not worker.running:  # it ended right after it was ready
             await self.end(0)
-            raise _death(self.label, worker)
-        assert self._reader is not None
+            raise _death(self.name, worker)
         self.watch = ExecutionWatch(
-            BoardReader(self._reader.peek(BOARD_BYTES)),
+            self._board(),
             self._owner.execution_limits(self.offer),
             self.outstanding,
             partial(self._hung, worker),
@@ -179,38 +218,38 @@ class Replica:
         self._serving = True
         return self.offer
 
-    def _spawn(self) -> WorkerHandle:
-        """A new process with a new outbox.
+    def _fitted(self, job: WorkerJob) -> WorkerJob:
+        """The job for the worker's machine: a cluster shows a process its own devices only."""
+        if not self.host:
+            return job
+        assert self._placed is not None
+        device = job.device_id if job.device_id is None else 0
+        return msgspec.structs.replace(job, threads=self._placed.threads, device_id=device)
 
-        Raises:
-            StartError: the system has no process, memory or descriptor left.
-        """
-        try:
-            outbox = Arena(create_file("inflight-outbox", physical_memory()))
-        except OSError as error:
-            raise StartError(f"cannot make shared memory for worker {self.label}: {error}") from error
-        try:
-            # A new list for each process: outputs of an earlier process may be released while this one runs, and the
-            # same offset in the new outbox may be in use.
-            self._released = []
-            self._reader = ArenaReader(outbox.fd, self._released.append)
-            process = start_worker(self._launch(outbox.fd, self.starts > 0))
-        except OSError as error:
-            raise StartError(f"cannot start worker {self.label}: {error}") from error
-        finally:
-            outbox.close()
-        self.starts += 1
-        return WorkerHandle(f"worker {self.label}", process, self._received, self._ended, self._reader)
+    def _board(self) -> BoardReader | ToldBoard:
+        assert self._placed is not None
+        if self._placed.reader is not None:
+            return BoardReader(self._placed.reader.peek(BOARD_BYTES))
+        self._told = ToldBoard()
+        return self._told
 
     def send(self, method: int, instances: Sequence[Instance]) -> None:
-        """Sends instances of one method to the worker, in one message."""
+        """Sends instances of one method to the worker: in one message, or in several where all values travel in them
+        and are large."""
+        if self._inbox is not None:
+            self._send(method, instances)
+            return
+        for few in _framed(instances):
+            self._send(method, few)
+
+    def _send(self, method: int, instances: Sequence[Instance]) -> None:
         assert self._worker is not None
         now = asyncio.get_running_loop().time()
-        packer = Packer(self._inbox, allocate=False)
+        packer = self.packer()
         try:
-            rows = packer.rows([self._placed(span) for span in spans(instances)])
+            rows = packer.rows([self._rows(span) for span in spans(instances)])
         except InvalidRequest:
-            self.send(method, [instance for instance in instances if _can_travel(instance)])
+            self._send(method, [instance for instance in instances if _can_travel(instance)])
             return
         if not instances:
             return
@@ -267,38 +306,22 @@ class Replica:
         if self._worker is not None:
             self._worker.kill()
 
-    def _placed(self, span: Span) -> Sequence[Row]:
-        """The rows, with large values in the shared arena, where a replay finds them again."""
+    def _rows(self, span: Span) -> Sequence[Row]:
+        """The rows, with large values in the shared arena, if there is one, where a replay finds them again."""
         request, first, last = span
         rows = request.rows
         part = rows if last - first == len(request.instances) else rows[first:last]
-        if type(part) is Table and not part.reaches(LARGE):
+        if self._inbox is None or (type(part) is Table and not part.reaches(LARGE)):
             return part
         placed = part
         for at, row in enumerate(part):
-            new = self._placed_row(row)
+            new = _in_arena(self._inbox, row)
             if new is not row:
                 placed = list(placed) if placed is part else placed
                 placed[at] = new  # type: ignore[index]  # a list
         if placed is not part:
             request.rows = [*rows[:first], *placed, *rows[last:]]
         return placed
-
-    def _placed_row(self, row: Row) -> Row:
-        changed: list[Any] | None = None
-        for at, value in enumerate(row):
-            placed: Value | Blob | None = None
-            if isinstance(value, np.ndarray):
-                if value.nbytes >= LARGE and self._inbox.offset_of(value) is None:
-                    placed = self._inbox.place(value)
-            elif isinstance(value, bytes) and len(value) >= LARGE:
-                block = self._inbox.place(np.frombuffer(value, np.uint8))
-                placed = Blob(block) if block is not None else None
-            if placed is not None:
-                if changed is None:
-                    changed = list(row)
-                changed[at] = placed
-        return row if changed is None else changed
 
     def _received(self, message: AnyMessage, values: Unpacker) -> None:
         if isinstance(message, Done):
@@ -308,10 +331,13 @@ class Replica:
             self._owner.on_done(self, message, values)
         elif isinstance(message, Call):
             self._owner.on_call(self, message, values)
+        elif isinstance(message, Running):
+            if self._told is not None:
+                self._told.tell(message.runs)
         elif isinstance(message, Ready):
             self._settle_start(message.offer)
         elif isinstance(message, Failed):
-            self._settle_start(StartError(message.text))
+            self._settle_start(StartError(f"on machine {self.host}: {message.text}" if self.host else message.text))
         elif isinstance(message, Leaving):
             self.left = True
             if self.state is State.READY:
@@ -329,7 +355,7 @@ class Replica:
             self._trial.cancel()
             self._trial = None
         if running and self._trial_seconds is not None:
-            late = TrialOverdue(f"worker {self.label}: a run of a model on made-up inputs did not end in time")
+            late = TrialOverdue(f"worker {self.name}: a run of a model on made-up inputs did not end in time")
             self._trial = asyncio.get_running_loop().call_later(self._trial_seconds, self._settle_start, late)
 
     def _settle_start(self, result: Offer | StartError) -> None:
@@ -345,7 +371,7 @@ class Replica:
         self.state = State.LOST
         log.error(
             "worker %s (pid %s) is hung: it %s; where its threads are is written to its log, then it is ended",
-            self.label,
+            self.name,
             worker.pid,
             f"is at one call for more than {late.seconds:g} seconds"
             if late.keys
@@ -358,19 +384,65 @@ class Replica:
         if worker is not self._worker:
             return  # an earlier process, which could not be killed in time
         self.killed = worker.killed
-        self._settle_start(_death(self.label, worker))
+        self._settle_start(_death(self.name, worker))
         if self.watch is not None:
             self.watch.close()
             self.watch = None
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self._placed is not None and self._placed.reader is not None:
+            self._placed.reader.close()
+        self._place.release()
         if self._serving:
             self._serving = False
             if self.state is not State.DEAD:
                 self.state = State.LOST
                 self._owner.on_lost(self)
                 self.lost.set()
+
+
+def _in_arena(arena: Arena, row: Row) -> Row:
+    """The row with its large values in the arena, as far as there is room."""
+    changed: list[Any] | None = None
+    for at, value in enumerate(row):
+        placed: Value | Blob | None = None
+        if isinstance(value, np.ndarray):
+            if value.nbytes >= LARGE and arena.offset_of(value) is None:
+                placed = arena.place(value)
+        elif isinstance(value, bytes) and len(value) >= LARGE:
+            block = arena.place(np.frombuffer(value, np.uint8))
+            placed = Blob(block) if block is not None else None
+        if placed is not None:
+            if changed is None:
+                changed = list(row)
+            changed[at] = placed
+    return row if changed is None else changed
+
+
+def _framed(instances: Sequence[Instance]) -> Iterator[Sequence[Instance]]:
+    """The instances in groups that fit a frame; one that fits none gets its error here."""
+    rows = [(span, span[0].rows[span[1] : span[2]]) for span in spans(instances)]
+    some: list[Instance] = []
+    at = size = 0
+    for (_, first, last), part in rows:
+        mine = instances[at : at + last - first]
+        at += last - first
+        for begin, end, more in parts(part):
+            if more > MAX_VALUES:
+                mine[begin].settle(_too_large(row_bytes(part[begin])))
+                continue
+            if some and size + more > FRAME_VALUES:
+                yield some
+                some, size = [], 0
+            some += mine[begin:end]
+            size += more
+    if some:
+        yield some
+
+
+def _too_large(size: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"an instance of {size} bytes cannot be sent to a worker on another machine, at most {MAX_VALUES} can; divide "
+        "it, or serve the model without --cluster"
+    )
 
 
 def _death(label: str, worker: WorkerHandle) -> StartError:

@@ -6,22 +6,25 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from inflight.link import BoardReader
+from inflight.link import BoardReader, ToldBoard
 from inflight.router.request import Instance, Late
 
 STUCK = 60.0
 """Seconds beyond the longest limit in which a worker may have instances without running any: its stages may wait for
 fuller batches (`max_wait_ms`)."""
 
+SILENT = 1.0
+"""Seconds beyond the longest limit in which a worker on another machine may tell nothing while it has instances."""
+
 LOOKS = 8
 """Checks per shortest limit, at least. A check comes at most every 50 ms and at least every 5 s."""
 
 
 class ExecutionWatch:
-    """Watches one worker while it has instances. A timer reads the worker's board in shared memory.
+    """Watches one worker while it has instances. A timer reads the worker's board.
 
     Args:
-        board: the worker's board.
+        board: the worker's board, in shared memory or as it tells it.
         limits: seconds that one run may take, by method index; None: no limit.
         instances: the worker's instances by key.
         on_late: called once, with the run that took too long; nothing is watched after that.
@@ -33,7 +36,7 @@ class ExecutionWatch:
 
     def __init__(
         self,
-        board: BoardReader,
+        board: BoardReader | ToldBoard,
         limits: Mapping[int, float | None],
         instances: Mapping[int, Instance],
         on_late: Callable[[Late], None],
@@ -43,7 +46,7 @@ class ExecutionWatch:
         self._instances = instances
         self._on_late = on_late
         self._timer: asyncio.TimerHandle | None = None
-        self._silent_since = 0.0
+        self._silent_since = self._armed = 0.0
         self._heard = 0
         self.calls = 0
         self.answers = 0
@@ -55,7 +58,7 @@ class ExecutionWatch:
     def arm(self) -> None:
         """Starts the timer, because the worker has got work. Need not be called while `armed`."""
         self.armed = True
-        self._silent_since = time.monotonic()
+        self._silent_since = self._armed = time.monotonic()
         self._timer = asyncio.get_running_loop().call_later(self._every, self._look)
 
     def close(self) -> None:
@@ -97,6 +100,12 @@ class ExecutionWatch:
             limit = self._limit(keys)
             if limit is not None and now - run.began > limit:
                 return Late(tuple(keys), limit)
-        if None not in self._limits.values() and now - self._silent_since > self._longest + STUCK:
+        if None in self._limits.values():
+            return None
+        silent = self._board.silent_since
+        if silent is not None and now - max(silent, self._armed) > self._longest + SILENT:
+            # Some run holds the interpreter's lock. Nobody knows which, so all that the worker has may be to blame.
+            return Late(tuple(self._instances), self._longest)
+        if now - self._silent_since > self._longest + STUCK:
             return Late((), now - self._silent_since)
         return None

@@ -32,8 +32,12 @@ def main() -> None:
         from inflight.vision import run_vision
 
         finish(run_vision(options.fd))
-    from inflight.worker.process import run
+    from inflight.worker.process import run, run_invited
 
+    if options.join:
+        from inflight.worker.invited import come
+
+        finish(come(run_invited))
     finish(run(options.fd, options.inbox, options.outbox, options.own_log))
 
 

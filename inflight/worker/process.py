@@ -31,6 +31,7 @@ from inflight.link import (
     Done,
     Drop,
     Failed,
+    Joined,
     Leaving,
     Load,
     Packer,
@@ -49,6 +50,7 @@ from inflight.pipeline import Job, Pipeline, Submission
 from inflight.place import DUMP
 from inflight.servable import install_model_caller
 from inflight.startup import failed_load, settle
+from inflight.worker.elsewhere import RunsTeller, framed, settle_in
 from inflight.worker.ends import ORPHANED, kill_group
 from inflight.worker.load import Hooks, Loaded, load, offer
 from inflight.worker.remote import RemoteModel
@@ -70,10 +72,13 @@ class Worker:
     are collected under a lock and sent by whichever thread finished a batch.
     """
 
-    def __init__(self, channel: WorkerChannel, outbox: Arena) -> None:
+    def __init__(self, channel: WorkerChannel, outbox: Arena | None) -> None:
+        """Args: outbox: None: the server is on another machine, and all values travel in frames."""
         self._channel = channel
         self._outbox = outbox
-        self._board = Board(outbox.allocate(BOARD_BYTES))  # the first block, where the server looks for it
+        memory = memoryview(bytearray(BOARD_BYTES)) if outbox is None else outbox.allocate(BOARD_BYTES)
+        self._board = Board(memory)  # the outbox's first block, where the server looks for it
+        self._teller = RunsTeller(channel, memory) if outbox is None and memory is not None else None
         self._lock = threading.Lock()
         self._done: list[tuple[Sequence[int], Sequence[Outcome]]] = []
         self._stats: list[StageRuns] = []
@@ -141,7 +146,8 @@ class Worker:
     def _watch(self) -> None:
         """Waits while the channel's thread runs the model; notices the end of the server in the middle of a run."""
         poll = select.poll()
-        poll.register(self._channel, 0)  # hang-ups are always reported
+        # Hang-ups of a socket pair are always reported, those of a connection when they are asked for.
+        poll.register(self._channel, getattr(select, "POLLRDHUP", 0))
         poll.register(self._reading[0], 0)
         events = poll.poll()
         if all(fd != self._reading[0] for fd, _ in events):
@@ -207,7 +213,7 @@ class Worker:
         return True
 
     def _take(self, work: Work, values: Unpacker) -> None:
-        if work.frees:
+        if work.frees and self._outbox is not None:
             with self._lock:
                 for offset in work.frees:
                     self._outbox.free(offset)
@@ -218,6 +224,8 @@ class Worker:
         submission = Submission(self._methods[work.method], keys, self._finish, deadlines, now)
         with self._lock:
             self._submissions[work.first] = submission
+        if self._teller is not None:
+            self._teller.begin()
         assert self._pipeline is not None
         self._pipeline.submit([Job(submission, keys, [rows])])
 
@@ -237,6 +245,8 @@ class Worker:
             submission.left -= len(keys)
             if not submission.left:
                 del self._submissions[submission.keys.start]
+                if self._teller is not None and not self._submissions:
+                    self._teller.end()
 
     def _measure(self, method: str, stage: str, size: int, seconds: float, count: int) -> None:
         with self._lock:
@@ -249,9 +259,13 @@ class Worker:
             if not done:
                 self._stats = stats + self._stats
                 return
-            packer = Packer(self._outbox)
-            message = _pack(packer, done, stats)
-        self._channel.send(message, packer)
+            packed = []
+            for some in [done] if self._outbox is not None else framed(done):
+                packer = Packer(self._outbox)
+                packed.append((_pack(packer, some, stats), packer))
+                stats = []
+        for message, packer in packed:
+            self._channel.send(message, packer)
 
     def _send_call(self, model: str, subgraph: int, items: list[tuple[int, list[object], int]]) -> None:
         with self._lock:
@@ -329,13 +343,21 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
         outbox: file of the arena that this worker writes.
         own_log: its output goes to a file of its own, so errors that the server reports are written there as well.
     """
+    return _live(WorkerChannel(socket.socket(fileno=fd), ArenaReader(inbox)), Arena(outbox), own_log)
+
+
+def run_invited(sock: Joined) -> int:
+    """As `run`, on another machine than the server. Args: sock: the connection to it."""
+    return _live(WorkerChannel(sock), None, own_log=False)
+
+
+def _live(channel: WorkerChannel, outbox: Arena | None, own_log: bool) -> int:
     try:
         log.configure(os.environ)
     except ValueError as error:
         # The server has reported it already; a worker goes on with the defaults.
         print(f"Serving Error: {error}", file=sys.stderr, flush=True)
-    channel = WorkerChannel(socket.socket(fileno=fd), ArenaReader(inbox))
-    worker = Worker(channel, Arena(outbox))
+    worker = Worker(channel, outbox)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         # Not from the handler itself: it may have interrupted a holder of the locks that sending takes.
@@ -350,6 +372,8 @@ def run(fd: int, inbox: int, outbox: int, own_log: bool = False) -> int:
     worker.listen()
     job = received[0].job
     try:
+        if outbox is None:
+            settle_in(job)
         worker.start(job)
     except BaseException as error:  # user code and back ends may raise anything; the server reports it
         text = _sendable(str(failed_load(f"servable '{job.name}' in '{job.directory}'", error)))

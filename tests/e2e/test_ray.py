@@ -6,13 +6,16 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
 from inflight.contract import Sampling
 from inflight.llm import LLM
-from tests.e2e.running import Background, Served, eventually, metrics, request, serve
+from tests.e2e.running import Background, Served, eventually, metrics, request, serve, write_servable
+from tests.e2e.test_cluster import SERVABLE, Load
+from tests.e2e.test_cluster import ready as workers_ready
 from tests.e2e.test_replicas import COUNT, POCKET, prompt, stream
 
 if importlib.util.find_spec("ray") is None:
@@ -129,3 +132,27 @@ def test_a_script_has_its_replicas_there_too(server: Served, cluster: Cluster, a
     with LLM(POCKET, replicas=2, **options) as llm:  # type: ignore[arg-type]
         found = llm.generate([prompt(0), prompt(2)], Sampling(**KINDS[0]), max_new_tokens=COUNT)
     assert [one.token_ids for one in found] == [alone[0], alone[2]]
+
+
+def test_workers_of_a_servable(cluster: Cluster, tmp_path: Path) -> None:
+    """Three are asked for, and there are two machines; a third one comes, and one is killed under load."""
+    write_servable(tmp_path, "sums", SERVABLE)
+    first = [int(cluster.order("add 0 classic")) for _ in range(2)]
+    options = ("--cluster", f"ray:{cluster.address}", "--cluster-resources", "classic=1", "--device-type", "cpu")
+    with serve(tmp_path, str(tmp_path / "sums"), *options, "--device-ids", "0,1,2", "--log-level", "info") as served:
+        eventually(lambda: workers_ready(served) == 2, 60)
+        eventually(lambda: "waits for a machine: it needs 1 classic" in served.stderr.read_text(), 30)
+        load = Load(served.grpc, "sums")
+        load.more(20)
+        cluster.order("add 0 classic")
+        eventually(lambda: workers_ready(served) == 3, 60)
+        load.more(20)
+        assert cluster.order(f"kill {first[0]}") == "killed"
+        eventually(lambda: "was lost (pid" in served.stderr.read_text(), 60)
+        load.more(20)
+        assert workers_ready(served) == 2
+        cluster.order("add 0 classic")
+        eventually(lambda: workers_ready(served) == 3, 90, "a machine that joins takes the place of the lost one")
+        load.more(20)
+        load.end()
+        assert served.end() == 0

@@ -308,11 +308,16 @@ def test_a_signal_amid_the_imports_ends_a_server_cleanly(call: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_model_files_alone_need_no_cluster(tmp_path: Path) -> None:
+def test_what_a_cluster_is_for(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").touch()
-    with pytest.raises(UsageError, match="--cluster ray:auto places language models, and none is served"):
-        plan(tmp_path / "net.onnx", cluster="ray")
-    assert plan(servable(tmp_path, "a"), cluster="ray").server.cluster.cluster == "ray:auto"  # it may declare one
+    (table := tmp_path / "table.json").touch()
+    alone = servable(tmp_path, "a")
+    with pytest.raises(UsageError, match="--cluster ray:auto places language models and workers of servables, and non"):
+        plan(alone, cluster="ray", rank_table=str(table))
+    for path in (tmp_path / "net.onnx", alone):
+        found = plan(path, cluster="ray", cluster_resources="cpu=2")
+        assert found.server.cluster.cluster == "ray:auto"
+        assert [each.resources for each in found.servables] == [(("CPU", 2.0),)]
 
 
 def test_rank_tables_are_for_servables_whose_agents_show_a_token_or_are_near(tmp_path: Path) -> None:

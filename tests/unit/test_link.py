@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import math
 import socket
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from inflight.contract import CODES, Texts, Value
+from inflight.contract import CODES, Table, Texts, Value
 from inflight.errors import InvalidRequest
 from inflight.link import (
     BOARD_BYTES,
@@ -37,6 +38,8 @@ from inflight.link import (
     Work,
     WorkerChannel,
     create_file,
+    parts,
+    row_bytes,
 )
 from inflight.link.codec import PREFIX, decode
 
@@ -330,3 +333,21 @@ def test_runners_and_keys_beyond_the_boards_room_are_left_out() -> None:
     for run in runs:
         assert run.keys == list(range(len(run.keys)))
     reader.close()
+
+
+@given(st.lists(st.lists(values, max_size=3), max_size=9), st.integers(1, 200))
+def test_rows_are_divided_between_frames_by_their_size(rows: list[list[Value]], most: int) -> None:
+    """In order, none left out, and as many to a frame as fit."""
+    found = list(parts(rows, most))
+    assert [at for first, last, _ in found for at in range(first, last)] == list(range(len(rows)))
+    sizes = [row_bytes(row) for row in rows]
+    assert [size for *_, size in found] == [sum(sizes[first:last]) for first, last, _ in found]
+    assert all(size <= most or last == first + 1 for first, last, size in found)
+    assert all(here[2] + sizes[there[0]] > most for here, there in itertools.pairwise(found))
+
+
+@given(st.integers(1, 50), st.integers(0, 9), st.integers(1, 200))
+def test_columns_are_divided_as_their_rows(count: int, width: int, most: int) -> None:
+    columns = [np.zeros((count, width), np.float32), np.ones(count, np.int8)]
+    table = Table(columns)
+    assert list(parts(table, most)) == list(parts(list(table), most))

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from inflight.link import BOARD_BYTES, Board, BoardReader, Runner
+from inflight.link import BOARD_BYTES, Board, BoardReader, Runner, ToldBoard
+from inflight.link import board as board_module
 from inflight.router import watch
 from inflight.router.request import Instance, Late, Request
 from inflight.router.watch import ExecutionWatch
@@ -20,13 +21,13 @@ LIMIT = 0.4
 class Watched:
     """A worker's board and the watch over it; method 0 has a limit, method 1 has none."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: ToldBoard | None = None) -> None:
         memory = memoryview(bytearray(BOARD_BYTES))
         self.board = Board(memory)
         self.found: list[Late] = []
         self.instances = {key: self.instance(int(key > 90)) for key in (*range(1, 9), 91)}
         self.watch = ExecutionWatch(
-            BoardReader(memory.toreadonly()), {0: LIMIT, 1: None}, self.instances, self.found.append
+            told or BoardReader(memory.toreadonly()), {0: LIMIT, 1: None}, self.instances, self.found.append
         )
 
     @staticmethod
@@ -115,3 +116,36 @@ def test_a_batch_larger_than_a_part_of_the_board_is_cut() -> None:
     assert runs[1].keys == [20_000]
     first.end()
     assert [run.keys for run in reader.runs()] == [[20_000]]
+
+
+def test_what_a_worker_on_another_machine_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that it tells is late as one that is read from shared memory; when it is silent all may be to blame, but
+    not before the longest run may have ended."""
+    monkeypatch.setattr(watch, "SILENT", 0.0)
+    monkeypatch.setattr(board_module, "FRESH_SECONDS", 0.1)
+
+    def after(seconds: float, runs: list[tuple[float, bool, list[int]]], until: float) -> list[Late]:
+        told = ToldBoard()
+        watched = Watched(told)
+        watched.watch._limits = {0: LIMIT, 1: 10 * LIMIT}
+        watched.watch._longest = 2 * LIMIT
+        began, ended = time.monotonic(), threading.Event()
+
+        def tell() -> None:
+            while (now := time.monotonic() - began) < until and not ended.is_set():
+                told.tell([(age + now, waits, keys) for age, waits, keys in runs])
+                time.sleep(0.02)
+
+        thread = threading.Thread(target=tell)
+        thread.start()
+        found = watched.after(seconds)
+        ended.set()
+        thread.join()
+        return found
+
+    assert after(20, [(0.0, False, [5, 6]), (0.0, True, [7])], 20) == [Late((5, 6), LIMIT)]
+    assert after(4 * LIMIT, [(0.0, False, [91])], 20) == []
+    assert after(4 * LIMIT, [], 20) == []
+    assert after(1.5 * LIMIT, [(0.0, False, [5])], 0.3 * LIMIT) == [], "its silence is no run of instance 5"
+    (late,) = after(20, [], 0.3 * LIMIT)
+    assert late == Late((*range(1, 9), 91), 2 * LIMIT)

@@ -12,6 +12,7 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
@@ -52,9 +53,10 @@ from inflight.link import (
     WorkerChannel,
     WorkerJob,
     create_file,
+    parts,
 )
 from inflight.place import DUMP, shard_job
-from inflight.worker import process, shard
+from inflight.worker import elsewhere, process, shard
 from inflight.worker.load import Hooks, load
 from inflight.worker.process import Worker
 from tests.conftest import binary_model, floats
@@ -498,3 +500,19 @@ def test_an_adapter_that_is_given_up_while_it_is_read_is_not_kept() -> None:
     adapters.take(red)
     adapters.take(work.get(timeout=10))
     assert (runner.has, sent) == ({7}, [AdapterReady(7)])
+
+
+def test_outcomes_for_another_machine_are_divided_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits no frame becomes an error of its instance alone."""
+    monkeypatch.setattr(elsewhere, "FRAME_VALUES", 100)
+    monkeypatch.setattr(elsewhere, "MAX_VALUES", 1000)
+    monkeypatch.setattr(elsewhere, "parts", partial(parts, most=100))
+    rows: list[list[Value]] = [[bytes(size)] for size in (60, 60, 30, 2000, 30, 0)]
+    failed = InflightError("failed")
+    done: list[tuple[Sequence[int], Sequence[Any]]] = [([7], [rows[0]]), (range(8, 14), [*rows[1:], failed])]
+    found = list(elsewhere.framed(done))
+    assert [key for some in found for keys, _ in some for key in keys] == list(range(7, 14))
+    outcomes = [outcome for some in found for _, each in some for outcome in each]
+    assert "outputs of 2000 bytes cannot be sent" in str(outcomes[3])
+    assert outcomes[:3] + outcomes[4:] == [*rows[:3], *rows[4:], failed]
+    assert [sum(len(keys) for keys, _ in some) for some in found] == [1, 3, 3]
