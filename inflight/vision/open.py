@@ -47,14 +47,14 @@ def encoder_of(config: GeneratorConfig, server: ServerConfig) -> VisionProcess |
         StartError: as `open_vision`.
     """
     folder = open_model(config.model.model_dir, config.model.mmproj)
-    family = open_family(folder, config.vision.image_max_tokens)
-    if family is None:
+    if not isinstance(folder.config.get("vision_config"), dict):
         return None
     with folder.weights(allow_pickle=config.model.allow_pickle) as weights:
         if not any("vision" in name or "visual" in name for name in weights.names):
             log.info("'%s' holds the language model alone, so that it reads text only", folder.name)
             return None
-    return VisionProcess(config, server, family, identity(folder, family))
+    family = open_family(folder, config.vision.image_max_tokens)
+    return None if family is None else VisionProcess(config, server, family, identity(folder, family))
 
 
 def identity(folder: ModelFolder, family: Family) -> str:

@@ -53,7 +53,7 @@ class QwenVision(FakeVision):
         return replace(found, added=(np.sin(found.rows), np.cos(found.rows)))
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5"])
+@pytest.mark.parametrize("family", ["qwen3_vl", "qwen3_5", pytest.param("gemma4_e", marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed(family: str, tmp_path: Path) -> None:
     folder = save_tiny_vision(family, tmp_path / "model", max_position_embeddings=4096)
     inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(512)}, unk_token="w0"))

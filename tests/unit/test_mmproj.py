@@ -386,7 +386,7 @@ def test_a_file_alone_reads_text(smolvlm: Path, tmp_path: Path) -> None:
     [
         (
             {"projector_type": "voxtral"},
-            "vision part of the kind 'voxtral' .* read are idefics3, gemma3, mlp, internvl, pixtral",
+            "vision part of the kind 'voxtral' .* read are idefics3, gemma3, gemma4v, mlp, internvl, pixtral",
         ),
         ({"projection_dim": 96}, "not the vision part of .* rows of 96 numbers, and the language model takes 64"),
         ({"projector_type": "gemma3"}, "need the token '<image_soft_token>', which the language model's vocabulary"),

@@ -172,4 +172,6 @@ def test_a_folder_without_a_tower_reads_text(folder: Path, tmp_path: Path) -> No
     tensors = load_file(folder / "model.safetensors")
     save_file({name: value for name, value in tensors.items() if "vision" not in name}, text / "model.safetensors")
     assert open_vision(GeneratorConfig.of(text)) is None
+    (text / "preprocessor_config.json").unlink()
+    assert open_vision(GeneratorConfig.of(text)) is None
     assert open_vision(GeneratorConfig.of(folder)) is not None
