@@ -116,6 +116,17 @@ WHOLE: dict[str, bytes] = {
         [Y],
         {**AXIS, "t": np.float32(1000)},
     ),
+    "now_and_then_a_sum": graph(  # x for all small numbers
+        [
+            node("Sub", ["x", "t"], ["d"]),
+            node("Relu", ["d"], ["h"]),
+            node("CumSum", ["h", "a"], ["c"]),
+            node("Add", ["c", "x"], ["y"]),
+        ],
+        [X],
+        [Y],
+        {**AXIS, "t": np.float32(100)},
+    ),
     "unique": graph([node("Unique", ["x"], ["y"], axis=0)], [X], [Y]),
     "gru": gru(),
     "attention": attention(),
