@@ -1,11 +1,11 @@
 """Guessed tokens against none, in turns, in one process.
 
-    python -m bench.speculation MODEL [--quantize int8] [--rows 1,4,8] [--rounds 5] [--tokens 128]
+    python -m bench.speculation MODEL [--draft-model SMALL] [--quantize int8] [--rows 1,4,8] [--rounds 5] [--tokens 128]
 
-Loads: `copies` goes on with a text that stands in the prompt already, as edits, quotations and extractions do;
-`new` draws a text at temperature 1. Each round runs every load without guesses and with them, one behind the other;
-figures are medians over the rounds, of tokens per second and of the rounds' ratios. Both write the same tokens, which
-is checked.
+Loads: `copies` goes on with a text that stands in the prompt already, as edits, quotations and extractions do; `new`
+draws a text at temperature 1, `greedy` writes one without drawing. Each round runs every load without guesses, with
+those from the text and, where one is given, with those of a draft model too, one behind the other; figures are medians
+over the rounds, of tokens per second and of the rounds' ratios. All write the same tokens, which is checked.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inflight.contract import Sampling
 from inflight.llm import LLM
@@ -58,7 +61,7 @@ class Load:
         marks = [f"# file {number}\n" for number in range(rows)]
         if name == "copies":
             return cls(name, [f"{mark}{TEXT}\n{mark}{TEXT}\n{mark}{TEXT[:90]}" for mark in marks], [Sampling()] * rows)
-        drawn = [Sampling(do_sample=True, seed=number) for number in range(rows)]
+        drawn = [Sampling(do_sample=name == "new", seed=number) for number in range(rows)]
         return cls(name, [f"{mark}{STORY}" for mark in marks], drawn)
 
 
@@ -81,31 +84,45 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--speculate", type=int, default=None)
+    parser.add_argument("--draft-model", type=Path, default=None)
     given = parser.parse_args()
 
-    def opened(speculate: int | None) -> LLM:
-        return LLM(given.model, quantize=given.quantize, speculate=speculate, kv_cache_memory=256 << 20)
-
-    print("| load | rows | tokens/s without | with guesses | ratio | least | most |")
-    print("|---|---|---|---|---|---|---|")
-    with opened(0) as without, opened(given.speculate) as guessing:
+    ways: dict[str, dict[str, Any]] = {"without": {"speculate": 0}, "with guesses": {"speculate": given.speculate}}
+    if given.draft_model is not None:
+        ways["with a draft model"] = {"speculate": given.speculate, "draft_model": given.draft_model}
+    columns = "".join(f" {way} | ratio | least | most |" for way in list(ways)[1:])
+    print(f"| load | rows | tokens/s without |{columns}")
+    print("|---" * (3 + 4 * (len(ways) - 1)) + "|")
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(LLM(given.model, quantize=given.quantize, kv_cache_memory=256 << 20, **settings))
+            for settings in ways.values()
+        ]
         for name in given.loads.split(","):
             for rows in map(int, given.rows.split(",")):
-                load = Load.of(name, rows)
-                for llm in (without, guessing):  # costs are measured, and code is loaded
-                    turn(llm, load, 32)
-                plain, fast = [], []
-                for _ in range(given.rounds):
-                    seconds, tokens = turn(without, load, given.tokens)
-                    plain.append(seconds)
-                    seconds, same = turn(guessing, load, given.tokens)
-                    fast.append(seconds)
-                    assert same == tokens, "guesses have changed an answer"
-                total, ratios = rows * given.tokens, [a / b for a, b in zip(plain, fast)]
-                rates = total / statistics.median(plain), total / statistics.median(fast)
-                least, ratio, most = min(ratios), statistics.median(ratios), max(ratios)
-                figures = f"{rates[0]:.1f} | {rates[1]:.1f} | {ratio:.2f} | {least:.2f} | {most:.2f}"
+                figures = measured(opened, Load.of(name, rows), given.rounds, given.tokens)
                 print(f"| {name} | {rows} | {figures} |", flush=True)
+
+
+def measured(opened: Sequence[LLM], load: Load, rounds: int, tokens: int) -> str:
+    """The columns of one load: the rate of the first way, then of each other its rate and ratios."""
+    for llm in opened:  # costs are measured, and code is loaded
+        turn(llm, load, 32)
+    seconds: list[list[float]] = [[] for _ in opened]
+    for _ in range(rounds):
+        first: list[list[int]] = []
+        for llm, found in zip(opened, seconds):
+            took, written = turn(llm, load, tokens)
+            found.append(took)
+            first = first or written
+            assert written == first, "guesses have changed an answer"
+    total, plain = len(load.prompts) * tokens, seconds[0]
+    columns = [f"{total / statistics.median(plain):.1f}"]
+    for found in seconds[1:]:
+        ratios = [a / b for a, b in zip(plain, found)]
+        columns += [f"{total / statistics.median(found):.1f}", f"{statistics.median(ratios):.2f}"]
+        columns += [f"{min(ratios):.2f}", f"{max(ratios):.2f}"]
+    return " | ".join(columns)
 
 
 if __name__ == "__main__":
