@@ -266,7 +266,7 @@ def _check_format(model_format: object) -> str | None:
             "model format 'OM' is not supported: such offline models ran on Ascend 310 only, which MindSpore "
             "Serving itself gave up. Export the network as MindIR or ONNX and set model_format to 'MindIR' or 'onnx'"
         )
-    formats = (*BUILTIN_FORMATS, *_plugin_formats)
+    formats = list(dict.fromkeys((*BUILTIN_FORMATS, *_plugin_formats)))
     if fmt not in formats:
         raise RegistrationError(
             f"model format '{name}' is unknown, it can only be one of {', '.join(formats)}, case ignored; "
