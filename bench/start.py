@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PAUSE = 0.005
-PATIENCE = 600.0
+PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,12 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def first_token(port: int, until: float) -> None:
+def first_token(port: int, process: subprocess.Popen[bytes], until: float) -> None:
     """Returns when a streamed completion has sent its first event.
 
     Raises:
-        TimeoutError: it did not come in time.
+        RuntimeError: the server ended.
+        TimeoutError: the event did not come in time.
     """
     body = json.dumps({"model": "model", "prompt": "Once upon a time", "max_tokens": 4, "stream": True})
     while time.perf_counter() < until:
@@ -59,7 +60,8 @@ def first_token(port: int, until: float) -> None:
             if answer.status == 200 and answer.readline().startswith(b"data:"):
                 return
         except (OSError, http.client.HTTPException):
-            pass
+            if process.poll() is not None:
+                raise RuntimeError(f"the server ended with status {process.returncode}") from None
         finally:
             connection.close()
         time.sleep(PAUSE)
@@ -87,7 +89,7 @@ def measure(command: Sequence[str], port: int, kept: str | None = None) -> Start
     try:
         listens(port, process, began + PATIENCE)
         ports = time.perf_counter() - began
-        first_token(port, began + PATIENCE)
+        first_token(port, process, began + PATIENCE)
         start = Start(ports, time.perf_counter() - began)
         while kept and not list(Path(kept).glob("*.packed")) and time.perf_counter() < began + PATIENCE:
             time.sleep(PAUSE)

@@ -47,16 +47,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if written[:1] == ["serve"]:
         early.stop_cleanly()
+        early.collect_rarely()
         early.begin(written[1:], os.environ)  # before the package's imports
     try:
         return _run(written)
     finally:
         early.end()
+        early.collect_as_usual()
 
 
 def launcher() -> int:
     """`text-generation-launcher`, which takes signals before it is imported."""
     early.stop_cleanly()
+    early.collect_rarely()
     from inflight.commands import launcher as tgi
 
     return tgi.main()

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from inflight import early
 from inflight.errors import StartError
 
 log = logging.getLogger("inflight")
@@ -26,7 +27,7 @@ T = TypeVar("T")
 
 
 def settle() -> None:
-    """Excludes the objects that exist by now from garbage collection.
+    """Excludes the objects that exist by now from garbage collection, which is no longer rare from then on.
 
     They live as long as the process. A full collection over them takes 20 to 60 ms, comes once a second under load and
     stops every request meanwhile. Only programs call this, at the end of their start: in a library, some of the objects
@@ -34,6 +35,7 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    early.collect_as_usual()
 
 
 def killed_too_often(error: StartError) -> StartError:

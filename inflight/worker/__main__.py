@@ -5,7 +5,11 @@ from __future__ import annotations
 import argparse
 import socket
 
-from inflight.worker.ends import finish
+from inflight.early import collect_as_usual, collect_rarely
+
+collect_rarely()  # before all other imports
+
+from inflight.worker.ends import finish  # noqa: E402
 
 
 def main() -> None:
@@ -31,6 +35,7 @@ def main() -> None:
     if options.vision:
         from inflight.vision import run_vision
 
+        collect_as_usual()
         finish(run_vision(options.fd))
     from inflight.worker.process import run, run_invited
 

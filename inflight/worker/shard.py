@@ -30,7 +30,7 @@ from inflight.link import (
     Stop,
     WorkerChannel,
 )
-from inflight.startup import failed_load
+from inflight.startup import failed_load, settle
 from inflight.worker.ends import ORPHANED, kill_group
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _run_shard(channel: WorkerChannel, message: LoadShard) -> int:
         text = str(failed_load("the model", error, job.model.model_dir))
         return 1 if channel.send(Failed(_one_line(text))) else ORPHANED
     channel.send(ShardReady(runner.offer))
+    settle()
 
     def transferred(answer: Transferred) -> None:
         channel.send(answer)
