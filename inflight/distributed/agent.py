@@ -168,7 +168,7 @@ class Agent:
     def _register(self, connection: Connection, model: LoadedModel) -> None:
         graphs = [WireGraph(list(graph.inputs), list(graph.outputs)) for graph in model.graphs]
         job = self._job
-        connection.send(Register(job.rank, job.listen, model.device_type, graphs, PROTOCOL, __version__))
+        connection.send(Register(job.rank, job.listen, model.device_type, graphs, PROTOCOL, __version__, os.getpid()))
         connection.known = True
         answer = self._answer(connection, REGISTER_SECONDS)
         if not isinstance(answer, Registered):

@@ -54,6 +54,7 @@ class Rank:
     device_type: str
     graphs: tuple[GraphSpec, ...]
     connection: Connection
+    pid: int = 0
 
 
 class Host(Protocol):
@@ -63,7 +64,7 @@ class Host(Protocol):
         """A rank has registered; called on the thread that then serves its connection and may block to do so."""
         ...
 
-    def rank_ended(self, rank: int, status: int) -> None:
+    def rank_ended(self, ended: RankEnded) -> None:
         """A launcher says how an agent ended."""
         ...
 
@@ -97,20 +98,44 @@ class Gathering:
         self._meeting_of: Connection | None = None
         self._closed = False
         self.failure: str | None = None
-        where = split_address(address)
+        self._listener: socket.socket | None = self._listening()
+
+    def _listening(self) -> socket.socket:
+        where = split_address(self.address)
         try:
-            self._listener = socket.create_server(
+            return socket.create_server(
                 where, family=socket.AF_INET6 if ":" in where[0] else socket.AF_INET, backlog=128
             )
         except OSError as error:
             raise StartError(
-                f"Distributed gRPC server start failed, create server failed, address {address}: {error}"
+                f"Distributed gRPC server start failed, create server failed, address {self.address}: {error}"
             ) from error
 
     def open(self, config: GroupConfig) -> None:
         """Lets agents in from now on. Before, connections wait, and launchers try again."""
         self._config = config
-        threading.Thread(target=self._accept, name="agents", daemon=True).start()
+        assert self._listener is not None
+        threading.Thread(target=self._accept, args=(self._listener,), name="agents", daemon=True).start()
+
+    def admit(self, agents: bool) -> None:
+        """Lets agents in again, or leaves the address to another group, whose agents come while this one serves. Who is
+        here stays.
+
+        Raises:
+            StartError: the address is in use.
+        """
+        if not agents:
+            self._leave_address()
+        elif self._listener is None and not self._closed:
+            self._listener = listener = self._listening()
+            threading.Thread(target=self._accept, args=(listener,), name="agents", daemon=True).start()
+
+    def _leave_address(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
 
     def wait(self, seconds: float | None, ending: Callable[[], bool], phase: Callable[[str], None]) -> list[Rank]:
         """All ranks, once they have registered.
@@ -152,9 +177,7 @@ class Gathering:
 
     def close(self) -> None:
         self._closed = True
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._leave_address()
         with self._changed:
             guests = list(self._guests)
             self._changed.notify_all()
@@ -163,12 +186,12 @@ class Gathering:
 
     # Who comes
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                sock, _ = self._listener.accept()
+                sock, _ = listener.accept()
             except OSError:
-                if self._closed:
+                if listener is not self._listener:
                     return
                 time.sleep(0.1)  # no descriptor left
                 continue
@@ -224,7 +247,7 @@ class Gathering:
                     self._changed.notify_all()
                 return
             if isinstance(message, RankEnded):
-                self._host.rank_ended(message.rank, message.status)
+                self._host.rank_ended(message)
                 return
             if isinstance(message, Meet):
                 if connection not in self._met:
@@ -258,7 +281,7 @@ class Gathering:
         assert self._config is not None
         size = len(self._config.ranks)
         graphs = tuple(GraphSpec(tuple(graph.inputs), tuple(graph.outputs)) for graph in message.graphs)
-        rank = Rank(message.rank, message.address, message.device_type, graphs, connection)
+        rank = Rank(message.rank, message.address, message.device_type, graphs, connection, message.pid)
         with self._changed:
             wrong = mismatch(message, "this distributed servable", "the agent")
             if wrong:

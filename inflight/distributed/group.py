@@ -28,6 +28,7 @@ from inflight.distributed.messages import (
     Predict,
     Predicted,
     ProtocolError,
+    RankEnded,
     arrays_of,
     describe,
 )
@@ -235,10 +236,16 @@ class RankGroup(LoadedModel):
             return
         self._lose(self._loss_of(rank, asked))
 
-    def rank_ended(self, rank: int, status: int) -> None:
+    def rank_ended(self, ended: RankEnded) -> None:
         with self._changed:
-            self._ended[rank] = status
-            self._changed.notify_all()
+            # Agents of another group, which was here before or comes after, are none of this one's.
+            if any((ended.rank, ended.pid) == (rank.number, rank.pid) for rank in (*self._joined, *self._gone)):
+                self._ended[ended.rank] = ended.status
+                self._changed.notify_all()
+
+    def admit(self, agents: bool) -> None:
+        """As `Gathering.admit`."""
+        self._gathering.admit(agents)
 
     def _loss_of(self, rank: Rank, asked: bool) -> Loss:
         text = f"Error happened on get result of rank {rank.number}: agent {rank.address} is gone"

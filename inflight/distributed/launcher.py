@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -47,6 +47,9 @@ EXIT_SECONDS = 3.0
 """Seconds that agents have to end before they are killed."""
 
 KILL_SECONDS = 10.0
+LOOK_SECONDS = 2.0
+"""Seconds between two questions whether a second group gathers beside the one that serves."""
+
 POLL_SECONDS = 0.1
 TABLES = "temp_rank_table"
 
@@ -75,6 +78,8 @@ class Launcher:
         self._config = config
         self._guard = guard_of(config.token, config.tls)
         self._agents: list[_Process] = []
+        self._next: list[_Process] = []  # of a group that takes over from the one that serves
+        self._starting = threading.Lock()  # agents of one group at a time
         self._stopping = threading.Event()
         self._old_handlers: dict[int, object] = {}
         self.ended = threading.Event()
@@ -98,33 +103,36 @@ class Launcher:
         """
         self._take_signals()
         try:
-            self._start(tries)
+            self._agents = self._start(self._acquire(tries))
         except BaseException:
-            self._end_all()
             self._give_back_signals()
             self.ended.set()
             raise
         log.info("Success to start agents, distributed worker_address: %s", self._config.address)
         print(f"Success to start agents, distributed worker_address: {self._config.address}", flush=True)
         threading.Thread(target=self._watch, name="agents", daemon=False).start()
+        if self._config.restart:
+            threading.Thread(target=self._follow, name="next agents", daemon=True).start()
 
-    def _start(self, tries: int) -> None:
-        group = self._acquire(tries)
+    def _start(self, group: GroupConfig) -> list[_Process]:
+        """The agents of a group, once all have registered. Raises as `start`; then none is left."""
         local = _local_ranks(self._config, group)
         _check_files(self._config, group, local)
         table = _write_table(group)
+        agents: list[_Process] = []
         try:
             for index, rank in enumerate(local):
-                self._agents.append(self._begin(group, index, rank, len(local), table))
-            self._wait_ready()
+                agents.append(self._begin(group, index, rank, len(local), table))
+            self._wait_ready(agents)
         except BaseException as error:
-            self._end_all()
+            _end(agents)
             self._tell(AgentsFailed(str(error)))
             print(f"Failed to start agents, distributed worker_address: {self._config.address}, {error}", flush=True)
             raise
-        for agent in self._agents:
+        for agent in agents:
             with contextlib.suppress(OSError):  # it has ended meanwhile, which the watch notices
                 agent.control.sendall(TOLD)
+        return agents
 
     # The worker
 
@@ -136,29 +144,10 @@ class Launcher:
         """
         reason = told = ""
         for _ in range(tries):
-            try:
-                connection = connect(self._config.address, CONFIG_SECONDS, self._guard)
-            except (OSError, StartError) as error:
-                reason = str(error)
-            else:
-                try:
-                    connection.known = True
-                    connection.send(Acquire(PROTOCOL, __version__))
-                    received = connection.receive(CONFIG_SECONDS)
-                    answer = None if received is None else received[0]
-                    if isinstance(answer, GroupConfig):
-                        return _checked(answer, self._config.address)
-                    reason = f"it does not say its configuration; {SAME_TOKEN}"
-                    if isinstance(answer, Refused):
-                        reason = answer.text
-                        if answer.final:
-                            raise StartError(reason)
-                except ProtocolError as error:
-                    reason = f"{error}; {SAME_TOKEN}"
-                except TimeoutError as error:
-                    reason = str(error)
-                finally:
-                    connection.release()
+            answer = self._asked()
+            if isinstance(answer, GroupConfig):
+                return answer
+            reason = answer
             if reason != told:
                 told = reason
                 log.warning("no configuration from the worker at %s yet: %s", self._config.address, reason)
@@ -167,6 +156,35 @@ class Launcher:
         raise StartError(
             f"Failed to acquire agent config from distributed worker, address {self._config.address}: {reason}"
         )
+
+    def _asked(self) -> GroupConfig | str:
+        """The configuration of the group that gathers at the address, or why there is none.
+
+        Raises:
+            StartError: there will be none, since versions differ.
+        """
+        try:
+            connection = connect(self._config.address, CONFIG_SECONDS, self._guard)
+        except (OSError, StartError) as error:
+            return str(error)
+        try:
+            connection.known = True
+            connection.send(Acquire(PROTOCOL, __version__))
+            received = connection.receive(CONFIG_SECONDS)
+            answer = None if received is None else received[0]
+            if isinstance(answer, GroupConfig):
+                return _checked(answer, self._config.address)
+            if isinstance(answer, Refused):
+                if answer.final:
+                    raise StartError(answer.text)
+                return answer.text
+            return f"it does not say its configuration; {SAME_TOKEN}"
+        except ProtocolError as error:
+            return f"{error}; {SAME_TOKEN}"
+        except TimeoutError as error:
+            return str(error)
+        finally:
+            connection.release()
 
     def _tell(self, message: Message) -> None:
         """Tells the worker something, if it is still there."""
@@ -226,80 +244,74 @@ class Launcher:
             ours.sendall(msgspec.json.encode(job) + b"\n")
         return _Process(rank, process, ours)
 
-    def _wait_ready(self) -> None:
+    def _wait_ready(self, agents: Sequence[_Process]) -> None:
         """Waits until every agent has registered.
 
         Raises:
             StartError: one could not, one died, or this process is asked to end.
         """
         with selectors.DefaultSelector() as selector:
-            for agent in self._agents:
+            for agent in agents:
                 selector.register(agent.control, selectors.EVENT_READ, agent)
-            while not all(agent.ready for agent in self._agents):
+            while not all(agent.ready for agent in agents):
                 if self._stopping.is_set():
                     raise StartError("Fail to start agents because of Ctrl+C")
                 for key, _ in selector.select(POLL_SECONDS):
-                    self._read_report(key.data, lambda agent: selector.unregister(agent.control))
-                for agent in self._agents:
+                    if _reported(key.data, agents):
+                        selector.unregister(key.fileobj)
+                for agent in agents:
                     if agent.process.poll() is not None:
                         raise StartError("Fail to start agents because of death of one agent")
 
-    def _read_report(self, agent: _Process, settled: Callable[[_Process], object]) -> None:
-        """Raises StartError for an agent that says that it cannot start."""
-        try:
-            data = agent.control.recv(1 << 16)
-        except ConnectionResetError:  # it died before it had read its job
-            data = b""
-        agent.buffer += data
-        if agent.buffer.endswith(b"\n"):
-            report = msgspec.json.decode(agent.buffer, type=AgentReport)
-            if report.failure is not None:
-                raise StartError(f"Child {self._agents.index(agent)} exception happen: {report.failure}")
-            agent.ready = True
-            settled(agent)
-        elif not data:
-            settled(agent)  # it is dead, which is noticed next
-
     def _watch(self) -> None:
         while not self._stopping.wait(POLL_SECONDS):
-            for agent in self._agents:
-                status = agent.process.poll()
-                if status is not None:
-                    if status != 0:
-                        log.warning("agent of rank %d ended with status %d", agent.rank, status)
-                        self._tell(RankEnded(agent.rank, status))
-                    self._end_all()
-                    if not (self._config.restart and self._start_again()):
-                        self._stopping.set()
-                    break
-        self._end_all()
+            if self._ended(self._next):
+                _end(self._next)
+                self._next = []
+            if self._ended(self._agents):
+                _end(self._agents)
+                if not self._go_on():
+                    self._stopping.set()
+        with self._starting:  # it ends soon, because it looks whether this is to stop
+            _end([*self._agents, *self._next])
         self.ended.set()
 
-    def _start_again(self) -> bool:
-        """Starts the agents of the next group, as often as it takes; False: this process is to end."""
-        while not self._stopping.wait(CONFIG_SECONDS):
-            try:
-                self._start(CONFIG_TRIES)
-            except (ConfigError, StartError) as error:
-                log.warning("the agents are started again, because: %s", error)
-            else:
+    def _ended(self, agents: Sequence[_Process]) -> bool:
+        """Whether one of the agents has ended; tells the worker how, unless it was asked to."""
+        for agent in agents:
+            status = agent.process.poll()
+            if status is not None:
+                if status != 0:
+                    log.warning("agent of rank %d ended with status %d", agent.rank, status)
+                    self._tell(RankEnded(agent.rank, status, agent.process.pid))
                 return True
         return False
 
-    def _end_all(self) -> None:
-        """Ends the agents: their control sockets, then SIGKILL."""
-        for agent in self._agents:
-            agent.control.close()
-        deadline = time.monotonic() + EXIT_SECONDS
-        for agent in self._agents:
-            try:
-                agent.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(agent.process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    agent.process.wait(KILL_SECONDS)
-        self._agents.clear()
+    def _go_on(self) -> bool:
+        """Goes on with the agents of the next group, those that have registered already or new ones, as often as it
+        takes. False: this process is to end."""
+        with self._starting:
+            self._agents, self._next = self._next, []
+            while self._config.restart and not self._agents and not self._stopping.wait(CONFIG_SECONDS):
+                try:
+                    self._agents = self._start(self._acquire(CONFIG_TRIES))
+                except (ConfigError, StartError) as error:
+                    log.warning("the agents are started again, because: %s", error)
+        return bool(self._agents)
+
+    def _follow(self) -> None:
+        """Starts agents for a group that gathers beside the one that serves, from the files as they are now."""
+        while not self._stopping.wait(LOOK_SECONDS):
+            with self._starting:
+                if self._next or not self._agents:
+                    continue
+                try:
+                    group = self._asked()
+                    if isinstance(group, GroupConfig):
+                        log.info("agents of the next group of distributed servable '%s' are started", group.servable)
+                        self._next = self._start(group)
+                except (ConfigError, StartError) as error:
+                    log.warning("agents of the next group could not be started: %s", error)
 
     # Signals
 
@@ -318,6 +330,37 @@ class Launcher:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Not from the handler itself: it may have interrupted a holder of the event's lock.
         threading.Thread(target=self.stop, daemon=True).start()
+
+
+def _reported(agent: _Process, agents: Sequence[_Process]) -> bool:
+    """Reads an agent's report; True: nothing more comes. Raises StartError where it says that it cannot start."""
+    try:
+        data = agent.control.recv(1 << 16)
+    except ConnectionResetError:  # it died before it had read its job
+        data = b""
+    agent.buffer += data
+    if agent.buffer.endswith(b"\n"):
+        report = msgspec.json.decode(agent.buffer, type=AgentReport)
+        if report.failure is not None:
+            raise StartError(f"Child {agents.index(agent)} exception happen: {report.failure}")
+        agent.ready = True
+        return True
+    return not data  # it is dead, which is noticed next
+
+
+def _end(agents: Sequence[_Process]) -> None:
+    """Ends agents: their control sockets, then SIGKILL."""
+    for agent in agents:
+        agent.control.close()
+    deadline = time.monotonic() + EXIT_SECONDS
+    for agent in agents:
+        try:
+            agent.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(agent.process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                agent.process.wait(KILL_SECONDS)
 
 
 def _checked(group: GroupConfig, address: str) -> GroupConfig:

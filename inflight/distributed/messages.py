@@ -108,6 +108,7 @@ class Register(Message, tag=5, frozen=True):
     Attributes:
         address: names the agent in logs.
         device_type: on which the rank runs.
+        pid: its process, on its machine.
     """
 
     rank: int
@@ -116,6 +117,7 @@ class Register(Message, tag=5, frozen=True):
     graphs: list[WireGraph]
     protocol: int = 1
     release: str = ""
+    pid: int = 0
 
 
 class Registered(Message, tag=6, frozen=True):
@@ -180,10 +182,12 @@ class RankEnded(Message, tag=13, frozen=True):
 
     Attributes:
         status: its exit status, or the number of the signal with a minus sign.
+        pid: as it registered.
     """
 
     rank: int
     status: int
+    pid: int = 0
 
 
 AnyMessage: TypeAlias = (

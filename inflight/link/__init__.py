@@ -4,6 +4,7 @@ from inflight.link.arena import LARGE, Arena, ArenaReader, create_file, physical
 from inflight.link.board import BOARD_BYTES, TELL_SECONDS, Board, BoardReader, Run, Runner, ToldBoard
 from inflight.link.channel import Handler, ServerChannel, WorkerChannel
 from inflight.link.codec import (
+    Admit,
     AnyMessage,
     Blob,
     Call,
@@ -41,6 +42,7 @@ __all__ = [
     "MAX_VALUES",
     "TELL_SECONDS",
     "AdapterReady",
+    "Admit",
     "AnyMessage",
     "Arena",
     "ArenaReader",

@@ -189,8 +189,20 @@ class Running(Message, tag=27, frozen=True):
     runs: list[tuple[float, bool, list[int]]]
 
 
+class Admit(Message, tag=28, frozen=True):
+    """Server to the worker of a distributed servable, and back when it is done: agents may come to its address, or it
+    leaves the address to another group.
+
+    Attributes:
+        text: in the answer: why it cannot be done.
+    """
+
+    agents: bool
+    text: str = ""
+
+
 AnyMessage: TypeAlias = (
-    "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | Running | "
+    "Load | Ready | Failed | Work | Done | Drop | Call | CallDone | Stop | Leaving | Running | Admit | "
     "StepPlan | StepResult | Transfer | Transferred | LoadShard | ShardReady | Progress | Trial | Phase | "
     "LoadVision | VisionReady | EncodeImage | ImageEncoded | ImageFailed | LoadAdapter | AdapterReady | DropAdapter"
 )
@@ -214,6 +226,7 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(
     | Stop
     | Leaving
     | Running
+    | Admit
     | StepPlan
     | StepResult
     | Transfer

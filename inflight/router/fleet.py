@@ -13,7 +13,7 @@ import msgspec
 
 from inflight.config import GeneratorConfig, ServableConfig, ServerConfig, processors
 from inflight.contract import NEWEST, MethodInfo
-from inflight.errors import ConfigError, InflightError, InvalidRequest, StartError, Unavailable
+from inflight.errors import ConfigError, InflightError, StartError, Unavailable
 from inflight.link import Arena, Offer, WorkerJob, create_file, physical_memory
 from inflight.metrics import Metrics
 from inflight.place import Cluster, Launch, WorkerHere, WorkerOnCluster, WorkerPlace
@@ -151,18 +151,6 @@ class Fleet:
                 raise StartError(f"Fail to start workers: {error}") from error
             raise
 
-    def check_again(self, name: str) -> None:
-        """Raises InvalidRequest: what serves under the name cannot have another one beside it, because its agents can
-        register with one group only."""
-        for group in self.versions(name).values():
-            if (address := self._gathers.get(group)) is not None:
-                raise InvalidRequest(
-                    f"distributed servable '{name}' serves with the agents that registered on {address}, which a "
-                    f"second group cannot have beside it: unload it first (inflight models unload {name}), then load "
-                    "it; 'inflight agents' starts its agents again by itself, a script with startup_agents has to be "
-                    "run again"
-                )
-
     async def load(self, configs: Sequence[ServableConfig]) -> None:
         """Starts versions of one servable beside what serves under its name, lets them take over when all are ready,
         and ends the others when these have answered their last requests.
@@ -177,12 +165,21 @@ class Fleet:
         if self.stopping:
             raise StartError("the server stops")
         name = configs[0].name
-        self.check_again(name)
         groups = [self._make_group(config) for config in configs]
+        addresses = [config.ranks.address for config in configs if config.ranks is not None]
+        gathering = [
+            replica
+            for group in self.versions(name).values()
+            for replica in group.replicas
+            if self._gathers.get(group) in addresses
+        ]
         self._aside += groups
         try:
-            await self._left([config.ranks.address for config in configs if config.ranks is not None])
-            await _all(self._start_replicas(*each, _threads(configs)) for each in zip(groups, configs))
+            await self._left(addresses)
+            for replica in gathering:
+                await replica.admit(False)
+            starting = _all(self._start_replicas(*each, _threads(configs)) for each in zip(groups, configs))
+            await (self._beside(configs, starting) if gathering else starting)
             if self.stopping:
                 raise StartError("the server stops")
         except BaseException:
@@ -191,6 +188,7 @@ class Fleet:
                 await self._forget(group)
                 for generator in group.generators.values():
                     await self.language_models.retire(generator, 0)
+            await self._admit_again(gathering)
             raise
         self._aside = [group for group in self._aside if group not in groups]
         old = list(self.versions(name).values())
@@ -208,6 +206,32 @@ class Fleet:
             What ends when its workers have ended.
         """
         return [self._retire(group) for group in self._groups.pop(name, {}).values()]
+
+    async def _beside(self, configs: Sequence[ServableConfig], starting: Coroutine[Any, Any, Any]) -> None:
+        """Awaits the start of a distributed servable beside the group that serves, which has left it the address.
+
+        Raises:
+            StartError: its agents did not come in time.
+        """
+        ranks = [config.ranks for config in configs if config.ranks is not None]
+        seconds = max((each.wait_seconds for each in ranks), default=0) or self._config.start_timeout
+        try:
+            await asyncio.wait_for(starting, seconds)
+        except asyncio.TimeoutError:
+            raise StartError(
+                f"a second set of agents did not come to {ranks[0].address} within {seconds:g} seconds, and the first "
+                "one serves on: 'inflight agents' starts one by itself, from its files as they are now; of a script "
+                "with startup_agents run a second one"
+            ) from None
+
+    async def _admit_again(self, replicas: Sequence[Replica]) -> None:
+        """Gives the agents' address back to those that left it for a group that did not come."""
+        for replica in replicas:
+            if replica.state is State.READY and not self.stopping:
+                try:
+                    await replica.admit(True)
+                except StartError as error:
+                    log.warning("agents of its next group cannot come to worker %s: %s", replica.name, error)
 
     async def _left(self, addresses: Sequence[str]) -> None:
         """Waits until the groups that answer their last requests have left these addresses to others, which takes no

@@ -287,7 +287,6 @@ class Models:
         model = self._model(configs[0].name)
         async with model.changes:
             self._check_settled(model.name)
-            self._fleet.check_again(model.name)
             model.loading = [config.version or 1 for config in configs]
             try:
                 files = await asyncio.to_thread(self._size, configs)

@@ -19,6 +19,7 @@ from inflight.link import (
     FRAME_VALUES,
     LARGE,
     MAX_VALUES,
+    Admit,
     AnyMessage,
     Arena,
     Blob,
@@ -51,6 +52,10 @@ log = logging.getLogger("inflight")
 
 DUMP_GRACE = 0.3
 """Seconds between asking a hung worker for the stacks of its threads and killing it."""
+
+
+ADMIT_SECONDS = 10.0
+"""Seconds in which the worker of a distributed servable must leave its address, or take it again."""
 
 
 class TrialOverdue(StartError):
@@ -116,6 +121,7 @@ class Replica:
         self._worker: WorkerHandle | None = None
         self._placed: PlacedWorker | None = None
         self._told: ToldBoard | None = None
+        self._admitted: asyncio.Future[str] | None = None
         self._offered: asyncio.Future[Offer] | None = None
         self._released: list[int] = []  # offsets of outputs that are no longer used; sent to the worker with new work
         self._trial: asyncio.TimerHandle | None = None
@@ -290,6 +296,23 @@ class Replica:
         if self._worker is not None:
             self._worker.send(Drop(keys))
 
+    async def admit(self, agents: bool) -> None:
+        """Lets agents come to the worker of a distributed servable, or makes it leave its address to another group.
+
+        Raises:
+            StartError: it cannot do so, or does not answer.
+        """
+        if self._worker is None or self.state is not State.READY:
+            raise StartError(f"worker {self.name} is being started again; try again when its agents have come")
+        self._admitted = asyncio.get_running_loop().create_future()
+        self._worker.send(Admit(agents))
+        try:
+            text = await asyncio.wait_for(self._admitted, ADMIT_SECONDS)
+        except asyncio.TimeoutError:
+            text = f"worker {self.name} does not answer"
+        if text:
+            raise StartError(text)
+
     def answer_calls(self, message: CallDone, packer: Packer) -> None:
         if self._worker is not None:
             self._worker.send(message, packer)
@@ -331,6 +354,9 @@ class Replica:
             self._owner.on_done(self, message, values)
         elif isinstance(message, Call):
             self._owner.on_call(self, message, values)
+        elif isinstance(message, Admit):
+            if self._admitted is not None and not self._admitted.done():
+                self._admitted.set_result(message.text)
         elif isinstance(message, Running):
             if self._told is not None:
                 self._told.tell(message.runs)

@@ -28,7 +28,7 @@ from inflight.servable import (
 from inflight.worker.remote import RemoteModel, SendCall
 
 if TYPE_CHECKING:
-    from inflight.distributed import Loss
+    from inflight.distributed import Loss, RankGroup
 
 _log = logging.getLogger("inflight")
 
@@ -62,6 +62,7 @@ class Hooks:
         phase: called with the step that begins.
         ending: whether this process is to end.
         lost: called when a distributed model has lost a rank, on a thread of its own.
+        gathered: called with a distributed model's ranks when all are there.
     """
 
     send_call: SendCall
@@ -69,6 +70,7 @@ class Hooks:
     phase: Callable[[str], None]
     ending: Callable[[], bool] = lambda: False
     lost: Callable[[Loss], None] = lambda loss: None
+    gathered: Callable[[RankGroup], None] = lambda group: None
 
 
 def load(job: WorkerJob, hooks: Hooks) -> Loaded:
@@ -235,6 +237,7 @@ def _open_ranks(job: WorkerJob, servable: str, model: ModelSpec, hooks: Hooks) -
     ranks = model.ranks
     declared = GroupModel(servable, ranks.size, ranks.stages, ranks.pipeline)
     group = RankGroup(declared, job.ranks, hooks.ending, hooks.phase, hooks.lost)
+    hooks.gathered(group)
     try:
         return BatchedModel(model, group)
     except BaseException:

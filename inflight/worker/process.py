@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from inflight import log
 from inflight.contract import Outcome, Row, Table, Value
-from inflight.errors import InflightError, InvalidRequest, error_from_wire
+from inflight.errors import InflightError, InvalidRequest, StartError, error_from_wire
 from inflight.link import (
     BOARD_BYTES,
+    Admit,
     Arena,
     ArenaReader,
     Board,
@@ -56,7 +57,7 @@ from inflight.worker.load import Hooks, Loaded, load, offer
 from inflight.worker.remote import RemoteModel
 
 if TYPE_CHECKING:
-    from inflight.distributed import Loss
+    from inflight.distributed import Loss, RankGroup
 
 LINGER = 3.0
 """Seconds that running user code has to end once the server is gone; then the process group is killed."""
@@ -84,6 +85,7 @@ class Worker:
         self._stats: list[StageRuns] = []
         self._submissions: dict[int, Submission] = {}  # by their first key
         self._pipeline: Pipeline | None = None
+        self._ranks: RankGroup | None = None
         self.orphaned = False
         self._replays = False
         self._ending = False
@@ -99,7 +101,9 @@ class Worker:
     def start(self, job: WorkerJob) -> None:
         """Loads the servable and tells the server that it is ready."""
         self._replays = job.ranks is not None and job.ranks.replay
-        hooks = Hooks(self._send_call, self._trial, self._phase, lambda: self._ending, self._ranks_lost)
+        hooks = Hooks(
+            self._send_call, self._trial, self._phase, lambda: self._ending, self._ranks_lost, self._ranks_gathered
+        )
         loaded = load(job, hooks)
         pipeline = Pipeline(loaded.spec, loaded.ports, self._measure, self._flush, self._board)
         self._pipeline = pipeline
@@ -134,6 +138,19 @@ class Worker:
             os.kill(os.getpid(), signal.SIGKILL if loss.outside else signal.SIGABRT)
         time.sleep(ANSWER_SECONDS)  # the batch that failed is answered first
         self.leave()
+
+    def _ranks_gathered(self, ranks: RankGroup) -> None:
+        self._ranks = ranks
+
+    def _admit(self, agents: bool) -> None:
+        """Lets agents come to a distributed model, or not, and says so."""
+        text = ""
+        try:
+            if self._ranks is not None:
+                self._ranks.admit(agents)
+        except StartError as error:
+            text = str(error)
+        self._channel.send(Admit(agents, text))
 
     def serve(self) -> None:
         """Runs until the server stops this worker or is gone."""
@@ -196,6 +213,8 @@ class Worker:
                 RemoteModel.answered([(item.number, _outcome(item, values)) for item in message.items])
             elif isinstance(message, Drop):
                 self._drop(message.ids)
+            elif isinstance(message, Admit):
+                self._admit(message.agents)
             elif isinstance(message, Stop):
                 break
 
