@@ -18,7 +18,8 @@ LONG = 60
 """Lines above which a function is counted as long, without its parameters and its docstring: a function that declares
 thirty settings, a line for each and one that says what it is, is no long one."""
 RUN = 6
-"""Equal lines that count as a duplicate, without blank lines, comments, imports and lone brackets."""
+"""Equal lines that count as a duplicate, without blank lines, comments, imports, lone brackets and parameters: what
+implements an interface repeats its parameters, and two ways to set the same things have the same arguments."""
 SETTINGS = ("GeneratorConfig", "ShardJob", "ShardOffer", "GenerationLimits", "Capacity")
 """Records of a language model's settings that are filled from each other."""
 PATHS = re.compile(
@@ -291,6 +292,9 @@ def significant(path: Path) -> list[tuple[int, str]]:
         if isinstance(node, (ast.Import, ast.ImportFrom)) or (isinstance(node, ast.Expr) and is_text(node.value))
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            skipped.update(range(node.lineno + 1, node.body[0].lineno))  # a short signature is one line
     for number, line in enumerate(path.read_text().splitlines(), 1):
         text = line.strip()
         if number not in skipped and not text.startswith("#") and re.search(r"\w", text):

@@ -42,6 +42,10 @@ Value: TypeAlias = Array | str | bytes | Texts
 """One input or output of one instance: a C-contiguous array, a text, raw bytes, or several of these two."""
 Row: TypeAlias = "Sequence[Value]"
 Outcome: TypeAlias = "Row | InflightError"
+Result: TypeAlias = "Sequence[Outcome] | InflightError"
+"""Of a request: an outcome for each of its rows, in order, or why it was not run as a whole."""
+SayTo: TypeAlias = "Callable[[int, str], None]"
+"""Called with the index of an instance and the next piece of its text."""
 
 NEWEST = 0
 """The version number that means the newest registered version."""

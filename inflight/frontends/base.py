@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
-from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
+from inflight.contract import Generator, MethodInfo, Outcome, Result, Row, SayTo, ServableStatus, TextPart
 from inflight.errors import InflightError
 
 
@@ -25,10 +25,10 @@ class Backend(Protocol):
         self,
         method: MethodInfo,
         rows: Sequence[Row],
-        done: Callable[[Sequence[Outcome] | InflightError], None],
+        done: Callable[[Result], None],
         *,
         timeout: float | None = None,
-        say: Callable[[int, str], None] | None = None,
+        say: SayTo | None = None,
     ) -> Callable[[], None]:
         """Runs every row and calls `done` once, on the loop: with one outcome per row, in order, or with an error if
         the request as a whole was not run.
@@ -83,7 +83,7 @@ async def predict(
     """
     result: asyncio.Future[Sequence[Outcome]] = asyncio.get_running_loop().create_future()
 
-    def done(outcomes: Sequence[Outcome] | InflightError) -> None:
+    def done(outcomes: Result) -> None:
         if result.done():
             return
         if isinstance(outcomes, InflightError):
@@ -108,10 +108,10 @@ async def stream(
     Raises (from the iterator):
         InflightError: as `predict`.
     """
-    parts: deque[TextPart | Sequence[Outcome] | InflightError] = deque()
+    parts: deque[TextPart | Result] = deque()
     arrived = asyncio.Event()
 
-    def put(part: TextPart | Sequence[Outcome] | InflightError) -> None:
+    def put(part: TextPart | Result) -> None:
         parts.append(part)
         arrived.set()
 

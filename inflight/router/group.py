@@ -12,7 +12,7 @@ from functools import partial
 
 from inflight.admission import holder
 from inflight.config import DescribedConfig
-from inflight.contract import Generator, MethodInfo, Row
+from inflight.contract import Generator, MethodInfo, Result, Row
 from inflight.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -27,7 +27,7 @@ from inflight.errors import (
 from inflight.link import Call, CallDone, CallOutcome, Done, MethodOffer, Offer, Unpacker
 from inflight.metrics import Metrics
 from inflight.router.replica import Replica, State
-from inflight.router.request import Instance, Late, Request, Result, spans
+from inflight.router.request import Instance, Late, Request, spans
 from inflight.router.stage import StageCaller, run_stage
 
 log = logging.getLogger("inflight")

@@ -23,7 +23,9 @@ from inflight.contract import (
     MethodInfo,
     Outcome,
     PieceOfText,
+    Result,
     Row,
+    SayTo,
     ServableStatus,
 )
 from inflight.errors import (
@@ -38,7 +40,6 @@ from inflight.errors import (
 from inflight.metrics import Load, Metrics, PromptsShown, ReplicaLoad
 from inflight.router.drain import drained
 from inflight.router.machines import Machines
-from inflight.router.request import Result, SayTo
 from inflight.router.stage import GENERATE, generate_method, run_stage
 from inflight.router.texts import CLASSIFY, EMBED, SCORE, SPARSE, main_method, text_method
 from inflight.startup import ProgressBar, aside, failed_load, weight_bytes

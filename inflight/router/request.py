@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from inflight.admission import Holder as KeyHolder
-from inflight.contract import Outcome, Row, chain
+from inflight.contract import Outcome, Result, Row, SayTo, chain
 from inflight.errors import Cancelled, InflightError
 
-Result: TypeAlias = "Sequence[Outcome] | InflightError"
 Done: TypeAlias = "Callable[[Request, Result], None]"
-SayTo: TypeAlias = "Callable[[int, str], None]"
-"""Called with the index of an instance and the next piece of its text."""
 
 
 class Holder(Protocol):

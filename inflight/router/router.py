@@ -10,7 +10,7 @@ from typing import Any
 
 from inflight.admission import holder, priority
 from inflight.config import LONGEST_NAME, ServerConfig
-from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Row, ServableStatus, Table
+from inflight.contract import NEWEST, Generator, MethodInfo, Outcome, Result, Row, SayTo, ServableStatus, Table
 from inflight.errors import (
     DeadlineExceeded,
     Forbidden,
@@ -26,7 +26,7 @@ from inflight.router.demand import Demand
 from inflight.router.fleet import Fleet
 from inflight.router.group import Group, MethodQueue
 from inflight.router.models import Models
-from inflight.router.request import Request, Result, SayTo
+from inflight.router.request import Request
 
 log = logging.getLogger("inflight")
 

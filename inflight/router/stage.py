@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,8 +19,8 @@ from inflight.contract import (
     GenerationRequest,
     Generator,
     MethodInfo,
-    Outcome,
     Range,
+    Result,
     Row,
     Sampling,
     TensorSpec,
@@ -120,7 +120,7 @@ class StageCaller:
 async def run_stage(
     generator: Generator,
     row: Row,
-    done: Callable[[Sequence[Outcome] | InflightError], None],
+    done: Callable[[Result], None],
     say: Say | None = None,
     seed: int | None = None,
     reported: MethodInfo | None = None,

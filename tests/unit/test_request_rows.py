@@ -13,9 +13,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inflight.contract import Array, Outcome, Table
+from inflight.contract import Array, Outcome, Result, Table
 from inflight.errors import Cancelled, DeadlineExceeded, InflightError, ModelError
-from inflight.router.request import Request, Result, spans
+from inflight.router.request import Request, spans
 from inflight.servable import add_stage, declare_model, register_method
 from tests.unit.pipelines import Double, Running
 

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
 from inflight.admission import COST_OF_CALL, FORGOTTEN, Admission, Arrival, Caller, arrival
-from inflight.contract import Generator, MethodInfo, Outcome, Row, ServableStatus, TextPart
+from inflight.contract import Generator, MethodInfo, Outcome, Result, Row, SayTo, ServableStatus, TextPart
 from inflight.errors import OVERLOADED, InflightError, Overloaded
 from inflight.frontends.base import Backend, generator_of, predict, stream
 from inflight.frontends.directory import Directory
@@ -59,10 +59,10 @@ class HoldingBackend:
         self,
         method: MethodInfo,
         rows: Sequence[Row],
-        done: Callable[[Sequence[Outcome] | InflightError], None],
+        done: Callable[[Result], None],
         *,
         timeout: float | None = None,
-        say: Callable[[int, str], None] | None = None,
+        say: SayTo | None = None,
     ) -> Callable[[], None]:
         """As `Backend.submit`, for a method whose calls are never held (see `waits`)."""
         return self._backend.submit(method, rows, done, timeout=timeout, say=say)
