@@ -181,6 +181,7 @@ INLINE void correct_rows(const Weights& w, const Input& in, const Finishing& f, 
 
 void product_split(const Weights& w, const Input& in, int64_t first, int64_t last, int64_t first_tile,
                    int64_t last_tile, const Target& target) {
+    if (first == last) return;  // no panel lies there that could be taken apart beforehand
     const int64_t blocks = (w.depth + kSplitInputs - 1) / kSplitInputs;
     const bool single = last_tile - first_tile <= 2;  // sums stay in their tiles
     const int64_t most = single ? 1 : kStretch, stretches = (blocks + most - 1) / most;
