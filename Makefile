@@ -111,6 +111,7 @@ release-check:
 # instruction sets stand for all: each takes long to compile. SEED=n repeats a run.
 SEED ?= 1
 test-native: $(TESTED)
+	$(PIP) 'nanobind>=2.7'
 	cmake -S . -B build/sanitized/memory -DINFLIGHT_TESTS=ON '-DINFLIGHT_SETS=avx2;avx512_bf16;amx;neon' \
 		-DINFLIGHT_SANITIZE=address,undefined,float-cast-overflow,float-divide-by-zero
 	cmake --build build/sanitized/memory -j2
