@@ -301,6 +301,7 @@ class Launcher:
 
     def _follow(self) -> None:
         """Starts agents for a group that gathers beside the one that serves, from the files as they are now."""
+        told = ""
         while not self._stopping.wait(LOOK_SECONDS):
             with self._starting:
                 if self._next or not self._agents:
@@ -310,8 +311,11 @@ class Launcher:
                     if isinstance(group, GroupConfig):
                         log.info("agents of the next group of distributed servable '%s' are started", group.servable)
                         self._next = self._start(group)
+                        told = ""
                 except (ConfigError, StartError) as error:
-                    log.warning("agents of the next group could not be started: %s", error)
+                    if str(error) != told:
+                        told = str(error)
+                        log.warning("agents of the next group could not be started: %s", told)
 
     # Signals
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from inflight.config import ClusterConfig
-
-if TYPE_CHECKING:
-    from inflight.place import Cluster
+from inflight.place import Cluster
 
 
 class Machines:
@@ -28,8 +24,6 @@ class Machines:
         Raises:
             StartError: it does not answer.
         """
-        from inflight.place import Cluster
-
         if self._cluster is None:
             self._cluster = Cluster.of(self._config)
         await self._cluster.open()

@@ -14,8 +14,8 @@ from inflight.sched.sequence import Sequence
 from inflight.sched.speculation import DRAFT_COST, Speculation
 
 READ = 64
-"""A draft model has to read a row's prompt before it guesses. So many tokens of it, which cost a small part of a step,
-have to be outweighed by one token that the row has got without."""
+"""The draft model guesses for a row once the row has generated one token for every so many tokens of its prompt. It
+has to read that prompt first, which a short answer would not pay for."""
 
 
 class Bars(NamedTuple):

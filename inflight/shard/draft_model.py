@@ -28,7 +28,8 @@ CATCH_UP = 256
 """Tokens of earlier steps that the draft model computes in one step, at most: they delay its rows."""
 
 FRESH = 16
-"""Tokens of a row that the steps since its last guess bring; more are of its prompt, or of a time without guesses."""
+"""A row that misses more tokens than this has not just been decoded: the draft model reads its prompt, or what came
+while the row did not guess."""
 
 NO_CHECK = "guesses are checked exactly for models without recurrent states on the CPU engine only"
 

@@ -149,7 +149,8 @@ def _gemma3(file: GgufParts) -> Json:
 
 
 def _gemma4(file: GgufParts) -> Json:
-    """Files say nothing of heads that are no equal share, of limits of products, of what is usual: their tensors do."""
+    """Files do not say the width of heads, the number of key heads, whether products have limits or whether means are
+    standardised: all of that is read from the tensors."""
     metadata, tensors = file.metadata, file.tensors
 
     def rows(name: str, usual: int) -> int:

@@ -39,12 +39,12 @@ class Tower(ABC):
     """A vision tower with its join to the language model, loaded. Used by one thread.
 
     A call computes one image, a tile after the other, so that shapes, and with them bits, depend on the image alone.
+
+    Attributes:
+        identity: what computes it and in which type, with the version, such as `torch 2.13.0 float32`.
     """
 
-    @property
-    @abstractmethod
-    def identity(self) -> str:
-        """What computes it and in which type, with the version, such as `torch 2.13.0 float32`."""
+    identity: str
 
     @abstractmethod
     def run(self, prepared: Prepared) -> TowerOutput:

@@ -74,7 +74,7 @@ class Gemma4Tower(Tower):
         for index in range(number(vision, "num_hidden_layers")):
             layer.add(f"{prefix}encoder.layers.{index}.")
         self._join(states, bool(vision.get("standardize")), number(field(config, "text_config"), "hidden_size"))
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
         del self._parts  # and with it the checkpoint
 
     def _patching(self) -> int:
@@ -88,7 +88,8 @@ class Gemma4Tower(Tower):
         return self._parts.pack(np.ascontiguousarray(weight.reshape(self._hidden, -1)), None)
 
     def _join(self, states: int, standardised: bool, width: int) -> None:
-        """Means, times the root of their width, in larger models less what is usual, then a norm and a product."""
+        """Adds the means of patches, in larger models standardised (less `std_bias`, times `std_scale`), a norm and
+        a product."""
         parts, program, hidden = self._parts, self._parts.program, self._hidden
         means, rows = program.buffer(hidden, 1), program.buffer(width, 1)
         program.average(states, means, self._merge**2, 0)
@@ -104,10 +105,6 @@ class Gemma4Tower(Tower):
         product = parts.product(name, [width, hidden], bias=False, layer=False)
         program.multiply(means, rows, product, norm=norm)
         program.output(rows)
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def run(self, prepared: Prepared) -> TowerOutput:
         [pixels] = prepared.pixels

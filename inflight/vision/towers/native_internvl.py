@@ -75,7 +75,7 @@ class InternVLTower(TileTower):
         program.multiply(joined, inner, first, norm=parts.norm(f"{prefix}layer_norm", width, JOIN_EPS), act=act)
         program.multiply(inner, rows, parts.product(f"{prefix}linear_2", [out, out], layer=False))
         program.output(rows)
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
 
     def tile(self, pixels: Floats) -> Floats:
         arrays = self._encoder.arrays(pixels)

@@ -67,7 +67,7 @@ class LlavaTower(TileTower):
         second = parts.product(f"{prefix}linear_2", [out, out], bias=bias, layer=False)
         program.multiply(inner, rows, second)
         program.output(rows)
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
         self._join(config, parts, out)
 
     def _join(self, config: dict[str, Any], parts: Parts, hidden: int) -> None:

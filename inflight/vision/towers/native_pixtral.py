@@ -80,7 +80,7 @@ class PixtralTower(Tower):
         for index in range(number(vision, "num_hidden_layers")):
             layers.add(f"{prefix}transformer.layers.{index}.", angles=1)
         self._join(parts, config, states, hidden)
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
 
     def _join(self, parts: Parts, config: dict[str, Any], states: int, hidden: int) -> None:
         program = parts.program
@@ -107,10 +107,6 @@ class PixtralTower(Tower):
         count = self._merge**2
         weight = parts.floats(name, [hidden, hidden * count]).reshape(hidden, hidden, count)
         return parts.pack(np.ascontiguousarray(weight.transpose(0, 2, 1)).reshape(hidden, -1), None)
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def run(self, prepared: Prepared) -> TowerOutput:
         [pixels] = prepared.pixels

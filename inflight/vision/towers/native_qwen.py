@@ -83,7 +83,7 @@ class QwenTower(Tower):
         frames = [hidden, channels, number(vision, "temporal_patch_size"), shape.patch, shape.patch]
         program.multiply(cut, self._states, self._patching(frames), add=True)
         self._build()
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
         del self._parts  # and with it the checkpoint
 
     def _patching(self, shape: list[int]) -> int:
@@ -106,10 +106,6 @@ class QwenTower(Tower):
         product = parts.product(f"{self._prefix}{second}", [self._shape.out, width], layer=False)
         parts.program.multiply(inner, out, product)
         parts.program.output(out)
-
-    @property
-    def identity(self) -> str:
-        return self._identity
 
     def run(self, prepared: Prepared) -> TowerOutput:
         [pixels] = prepared.pixels

@@ -32,12 +32,6 @@ SIGLIP_DEFAULTS = {**IDEFICS3, "hidden_size": 768, "num_attention_heads": 12, "p
 class TileTower(Tower):
     """A tower that computes tiles one after the other, each of them alone."""
 
-    _identity: str
-
-    @property
-    def identity(self) -> str:
-        return self._identity
-
     def run(self, prepared: Prepared) -> TowerOutput:
         return TowerOutput(np.concatenate([self.tile(pixels) for pixels in prepared.pixels]))
 
@@ -68,7 +62,7 @@ class Idefics3Tower(TileTower):
         program.gather(normed, joined, 0)
         program.multiply(joined, rows, parts.product(join, shape, bias=False, layer=False))
         program.output(rows)
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
 
     def tile(self, pixels: Floats) -> Floats:
         encoder = self._encoder
@@ -106,7 +100,7 @@ class Gemma3Tower(TileTower):
         product = parts.pack(np.ascontiguousarray(parts.floats(projection, shape).T), None)
         program.multiply(means, rows, product, norm=TowerNorm(norm, None, eps))
         program.output(rows)
-        self._program, self._identity = program, parts.identity
+        self._program, self.identity = program, parts.identity
 
     def tile(self, pixels: Floats) -> Floats:
         arrays, count = self._encoder.arrays(pixels), self._encoder.side**2

@@ -37,11 +37,7 @@ class TorchTower(Tower):
         self._model = _empty(config).to(self._dtype).eval()
         _fill(self._model, weights)
         versions = f"torch {torch.__version__} transformers {transformers.__version__}"
-        self._identity = f"{versions} {dtype} {threads} threads"
-
-    @property
-    def identity(self) -> str:
-        return self._identity
+        self.identity = f"{versions} {dtype} {threads} threads"
 
     def run(self, prepared: Prepared) -> TowerOutput:
         with torch.inference_mode():
