@@ -36,10 +36,13 @@ from typing import Protocol
 
 from inflight.errors import OVERLOADED, Overloaded
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.6
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.7
 """Seconds: after a first refusal, and after the fourth in a row and all further ones."""
 SHARE = 0.1
 """Share of the event loop's time for reading callers again although there may be no place for them."""
+WASTE_SHARE = 0.04
+"""Share of the time for requests that are let in and then refused. Each takes a place and the tokenizer from good ones,
+so it is smaller: with 0.1 a crowd of long prompts took 15 % of the server's process."""
 COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.5e-9
 """Seconds that a refusal takes over HTTP/1.1, and over gRPC, a new connection, and a byte of a refused body that is
 read and dropped (the system's share included: with the reader's own 0.15 ns a crowd of uploads took the whole core)."""
@@ -55,7 +58,7 @@ LATELY = 10.0
 longer than a generation takes, since all that run in a batch may end, and come again, together."""
 COST_OF_MISTAKE = 300e-6
 """Seconds for a request that is let in and then refused, besides the time that the engine reports (`wasted`)."""
-BURST, DEBT, WASTE = 0.02, 0.05, 2.0
+BURST, DEBT, WASTE = 0.02, 0.05, 0.8
 """Limits of the budgets in seconds: how much either may save up, how far the one for refusals may be overdrawn, and how
 far the one for wasted computing may: much further, because many requests can waste before the first is known to."""
 TICK = 0.005
@@ -469,11 +472,12 @@ class Admission:
     def _refill(self) -> float:
         """Adds the share of the time since the last call to all budgets; returns the loop's time."""
         now = self._loop().time()
-        earned = (now - self._looked) * SHARE
-        self._budget, self._waste = min(self._budget + earned, BURST), min(self._waste + earned, BURST)
+        passed = now - self._looked
+        self._budget = min(self._budget + passed * SHARE, BURST)
+        self._waste = min(self._waste + passed * WASTE_SHARE, BURST)
         if 2 * (self.used + self.arriving) >= self.limit:
             self._scarce = now
         share, most = (BULK_SHARE, BURST) if now - self._scarce < LATELY else (EASY_SHARE, EASY_SHARE)
-        self._bulk = min(self._bulk + (now - self._looked) * share, most)
+        self._bulk = min(self._bulk + passed * share, most)
         self._looked = now
         return now

@@ -15,9 +15,10 @@ BATCH = 64
 """Most texts encoded in one call."""
 LONG = 4096
 """Characters above which a text is encoded alone, by a second thread."""
-SAMPLE = 8
-"""Characters per allowed token in the beginning of a long text that is encoded first. If this beginning has too many
-tokens, so has the whole text."""
+SAMPLE = 5
+"""Characters per allowed token in the beginning of a long text that is encoded first, then of one twice as long, and so
+on. If a beginning has too many tokens, so has the whole text. English has some 4.5 characters a token, so a text that
+is far too long mostly shows it in the first, and one that is allowed is mostly shorter than that and encoded once."""
 MARGIN = 16
 """Upper limit of the tokens by which the beginning of a text can get fewer when the rest of the text follows."""
 
@@ -105,11 +106,12 @@ class AsyncTokenizer:
 
     def _encode_long(self, text: str, add_special_tokens: bool, most: int | None) -> Tokenized:
         began = time.perf_counter()
-        if most is not None and len(text) > most * SAMPLE:
-            sample = text[: most * SAMPLE]
-            (tokens,) = self._tokenizer.encode_batch([sample], add_special_tokens)
+        size = most * SAMPLE if most else len(text)
+        while most is not None and size < len(text):
+            (tokens,) = self._tokenizer.encode_batch([text[:size]], add_special_tokens)
             if len(tokens) > most + MARGIN:
                 return Tokenized(tokens, False, time.perf_counter() - began)
+            size *= 2
         (tokens,) = self._tokenizer.encode_batch([text], add_special_tokens)
         return Tokenized(tokens, True, time.perf_counter() - began)
 

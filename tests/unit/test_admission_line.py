@@ -20,6 +20,7 @@ from inflight.admission import (
     LONGEST_PAUSE,
     SHARE,
     WASTE,
+    WASTE_SHARE,
     Admission,
     Arrival,
     Caller,
@@ -254,7 +255,7 @@ def test_computing_for_nothing_is_paid_by_those_who_ask_for_it(clock: Clock) -> 
     assert turns
     assert turns[0] - began < 0.2
     assert admission.barred(mistaken)
-    clock.run(WASTE / SHARE)
+    clock.run(WASTE / WASTE_SHARE)
     assert not admission.barred(mistaken)
     admission.wasted(3.0)
     admission.served(mistaken)
