@@ -11,11 +11,13 @@ over the rounds, of tokens per second and of the rounds' ratios. All write the s
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +58,35 @@ class Load:
     sampling: list[Sampling]
 
     @classmethod
-    def of(cls, name: str, rows: int) -> Load:
-        """The load of this name with so many rows, which differ."""
+    def of(cls, name: str, rows: int, room: int, count: Callable[[str], int]) -> Load:
+        """The load of this name with so many rows, which differ.
+
+        Args:
+            room: tokens that a prompt may have: of a text that is copied the beginning is taken.
+            count: number of a text's tokens.
+
+        Raises:
+            SystemExit: not even its first line has room.
+        """
         marks = [f"# file {number}\n" for number in range(rows)]
         if name == "copies":
-            return cls(name, [f"{mark}{TEXT}\n{mark}{TEXT}\n{mark}{TEXT[:90]}" for mark in marks], [Sampling()] * rows)
+            part = len(TEXT)
+            while count(prompt := f"{marks[-1]}{TEXT[:part]}\n{marks[-1]}{TEXT[:part]}\n{marks[-1]}{TEXT[:90]}") > room:
+                if part <= 90:
+                    raise SystemExit(
+                        f"`copies` has prompts of {count(prompt)} tokens at least, and the model has room for {room} "
+                        "before --tokens; ask for fewer --tokens or leave it out of --loads"
+                    )
+                part = max(90, part * 3 // 4)
+            text = TEXT[:part]
+            return cls(name, [f"{mark}{text}\n{mark}{text}\n{mark}{TEXT[:90]}" for mark in marks], [Sampling()] * rows)
         drawn = [Sampling(do_sample=name == "new", seed=number) for number in range(rows)]
         return cls(name, [f"{mark}{STORY}" for mark in marks], drawn)
+
+
+def count(llm: LLM, text: str) -> int:
+    """Number of a text's tokens."""
+    return len(asyncio.run(llm.engine.tokenize(text)))
 
 
 def turn(llm: LLM, load: Load, tokens: int) -> tuple[float, list[list[int]]]:
@@ -98,9 +122,11 @@ def main() -> None:
             stack.enter_context(LLM(given.model, quantize=given.quantize, kv_cache_memory=256 << 20, **settings))
             for settings in ways.values()
         ]
+        room = min(llm.engine.info.limits.max_total_tokens for llm in opened) - given.tokens
         for name in given.loads.split(","):
             for rows in map(int, given.rows.split(",")):
-                figures = measured(opened, Load.of(name, rows), given.rounds, given.tokens)
+                load = Load.of(name, rows, room, partial(count, opened[0]))
+                figures = measured(opened, load, given.rounds, given.tokens)
                 print(f"| {name} | {rows} | {figures} |", flush=True)
 
 

@@ -334,7 +334,8 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
             used.
         drafted: id -> number of tokens that were guessed and computed, of rows that had a guess.
         modelled: ids of those whose guess is the draft model's.
-        caught_up: the draft model has also computed tokens of earlier steps, so `seconds` is not what guesses take.
+        drafting: of `seconds`, what the draft model has taken.
+        caught_up: tokens that it has read beside, which rows had before they guessed.
     """
 
     step: int
@@ -350,11 +351,12 @@ class StepResult(msgspec.Struct, array_like=True, frozen=True, tag=11):
     prompt_top: dict[int, list[list[tuple[int, float]]]] = {}
     drafted: dict[int, int] = {}
     modelled: list[int] = []
-    caught_up: bool = False
+    drafting: float = 0.0
+    caught_up: int = 0
 
-    def guessed(self, modelled: list[int], caught_up: bool) -> StepResult:
+    def guessed(self, modelled: list[int], drafting: float, caught_up: int) -> StepResult:
         """The same result with what the draft model has done."""
-        return msgspec.structs.replace(self, modelled=modelled, caught_up=caught_up)
+        return msgspec.structs.replace(self, modelled=modelled, drafting=drafting, caught_up=caught_up)
 
 
 class ShardJob(msgspec.Struct, frozen=True):

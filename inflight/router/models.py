@@ -492,7 +492,8 @@ def _is_language(config: ModelConfiguration) -> bool:
 def _size(config: ModelConfiguration) -> int:
     try:
         if isinstance(config, GeneratorConfig):
-            return weight_bytes(config.model.model_dir)
+            draft = config.model.draft_model
+            return weight_bytes(config.model.model_dir) + (0 if draft is None else weight_bytes(draft.path))
         if config.model_file is not None:
             return config.model_file.stat().st_size
         return sum(file.stat().st_size for file in (config.directory / config.name).rglob("*") if file.is_file())

@@ -8,26 +8,23 @@ from typing import NamedTuple
 
 from inflight.contract import Draft, StepResult
 from inflight.sched.cache import Cache
+from inflight.sched.drafting import Drafting
 from inflight.sched.plans import PlanInMaking, SentPlan
 from inflight.sched.queues import Queues
 from inflight.sched.sequence import Sequence
-from inflight.sched.speculation import DRAFT_COST, Speculation
-
-READ = 64
-"""The draft model guesses for a row once the row has generated one token for every so many tokens of its prompt. It
-has to read that prompt first, which a short answer would not pay for."""
+from inflight.sched.speculation import Speculation
 
 
 class Bars(NamedTuple):
-    """How likely a guessed token must be right in a step to be worth its time; None: none is.
+    """Which guesses are worth their time in a step.
 
     Attributes:
-        text: one from a row's own text.
-        model: one of the draft model.
+        text: how likely a token from a row's own text must be right; None: none is worth it.
+        model: some row guesses with the draft model.
     """
 
     text: float | None = None
-    model: float | None = None
+    model: bool = False
 
 
 class Guesses:
@@ -40,9 +37,7 @@ class Guesses:
         self._cache = cache
         capacity = cache.capacity
         self._text = Speculation(capacity.guesses, capacity.mixed_tokens)
-        self._model = Speculation(
-            capacity.guesses if capacity.draft_length else 0, capacity.mixed_tokens, cost=DRAFT_COST
-        )
+        self._model = Drafting(capacity.guesses if capacity.draft_length else 0)
 
     def bars(self, running: Items[Sequence], queues: Queues) -> Bars:
         """The bars of the next step, in which prompts use the idle arithmetic better.
@@ -50,10 +45,15 @@ class Guesses:
         Args:
             running: rows of the batch.
         """
-        found = Bars(self._text.bar(len(running)), self._model.bar(len(running)))
-        if found == Bars() or queues or not all(row.decodes for row in running):
+        bar = self._bar(running, queues)
+        if bar is None:
             return Bars()
-        return found
+        plain, _ = self._text.seconds(len(running))
+        return Bars(bar, self._model.begin(running, bar, plain))
+
+    def _bar(self, running: Items[Sequence], queues: Queues) -> float | None:
+        bar = self._text.bar(len(running))
+        return None if bar is None or queues or not all(row.decodes for row in running) else bar
 
     def plan(self, row: Sequence, draft: PlanInMaking, running: int, bars: Bars) -> int:
         """Plans the guess of a row that decodes, as far as its blocks and free ones go; returns the most tokens that it
@@ -89,19 +89,18 @@ class Guesses:
             return len(row.draft), 0
         known = len(row.tokens)
         text = 0 if bars.text is None else self._text.length(row.experience, known, bars.text)
-        if bars.model is None or row.spans or row.generated * READ < row.num_prompt:
+        if not bars.model:
             return text, 0
-        model = self._model.length(row.of_model, known, bars.model)
-        model = min(model, self._cache.capacity.draft_length - row.reach - 1)
+        model = min(self._model.length(row), self._cache.capacity.draft_length - row.reach - 1)
         if text and model > 0 and bars.text is not None:
-            promised = self._model.gain(row.of_model, model, bars.model)
-            if self._text.gain(row.experience, text, bars.text) < promised:
+            promised = self._model.gain(row, model)
+            if row.of_model.probe or self._text.gain(row.experience, text, bars.text) < promised:
                 text = 0
         return text, model
 
     def hopes(self, row: Sequence, running: Items[Sequence], queues: Queues) -> tuple[int, int]:
         """Of the next `draft` of a row in `lockstep`, tokens that its grammar forces, and that are guessed, at most."""
-        bar = self.bars(running, queues).text
+        bar = self._bar(running, queues)
         guesses = 0 if bar is None else self._text.length(row.experience, len(row.tokens), bar)
         room = max(0, self._text.room - len(running))  # each place takes a mask, which costs time
         return min(self._text.forced, room), guesses
@@ -126,23 +125,16 @@ class Guesses:
             if found:
                 row.skipped[found] = row.skipped.get(found, 0) + 1
             if draft.id in result.modelled:
-                self._model.tried(row.of_model, guessed, found)
+                self._model.tried(row, guessed, found)
                 continue
+            if draft.model and not guessed:
+                self._model.missed(row, result.caught_up)
             forced = min(row.forced, guessed) if draft.tokens else 0
             if forced:
                 self._text.tried_forced(forced, min(found, forced))
             if guessed > forced and found >= forced:
                 self._text.tried(row.experience, guessed - forced, found - forced)
-        if sent.decodes and right and not result.caught_up:
-            self._took(len(right), result)
-
-    def _took(self, rows: int, result: StepResult) -> None:
-        """Notes the time of a step of so many rows. Where both kinds of guesses were in it, each is told what the other
-        is not expected to have taken."""
-        model = sum(result.drafted[id] for id in result.modelled)
-        text = sum(result.drafted.values()) - model
-        by_text, by_model = text * self._text.seconds(rows), model * self._model.seconds(rows)
-        if text or not model:
-            self._text.took(rows, text, result.seconds - by_model)
-        if model or not text:
-            self._model.took(rows, model, result.seconds - by_text)
+        if sent.decodes and right:
+            rows = len(right)
+            self._text.took(rows, sum(result.drafted.values()), result.seconds - result.drafting)
+            self._model.took(result, rows, *self._text.seconds(rows))

@@ -11,7 +11,7 @@ import numpy as np
 
 from inflight.contract import Array, EncodedImage, MediaRows, Sampling, SeenImage, Span
 from inflight.sched.blocks import chain, root
-from inflight.sched.speculation import Experience
+from inflight.sched.speculation import DraftRecord, Experience
 
 CRASHED, KILLED, SUSPECT, PROOF = 2, 1, 4, 6
 """Blame of a row. A loss of the shards adds `CRASHED` or `KILLED` to each row that they computed; the row's next token
@@ -144,7 +144,7 @@ class Sequence:
         self.planned = 0
         self.pending = 0
         self.spread = 0
-        self.experience, self.of_model = Experience(), Experience()
+        self.experience, self.of_model = Experience(), DraftRecord()
         self.skipped: dict[int, int] = {}
         self.blocks: list[int] = []
         self.digests: list[bytes] = []
@@ -258,6 +258,7 @@ class Sequence:
         self.planned = self.published = 0
         self.blocks = []
         self.state = self.trail = None
+        self.of_model.read = 0
         self.running = False
 
 

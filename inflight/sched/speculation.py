@@ -6,7 +6,7 @@ gets several tokens for the time of one. What a guessed token costs and how ofte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 ROOM = 32
 """Tokens of a step beyond which the arithmetic is busy anyway, where the capacity does not say so."""
@@ -29,8 +29,6 @@ OTHER = 0.3
 
 COST = 0.05
 """Share of a step that a guessed token is expected to cost before one was measured."""
-DRAFT_COST = 0.2
-"""The same of one by a draft model."""
 LEAST = 0.01
 """The same at least: measurements of what costs nothing are noise."""
 PACE = 0.2
@@ -41,6 +39,9 @@ AGE = 64
 """Steps with guesses after which one without is made, to know what that costs now."""
 MARGIN = 1.2
 """A guessed token has to bring so many times what it costs."""
+
+PAUSE = 16
+"""A row's tokens before the first probe of the draft model's guesses; doubled with each further one."""
 
 
 @dataclass(slots=True)
@@ -65,6 +66,11 @@ class Experience:
         self.right = FADE * self.right + right
         self.tried = FADE * self.tried + right + (right < guessed)
 
+    def halve(self) -> None:
+        """Lets what comes next count more."""
+        self.right *= 0.5
+        self.tried *= 0.5
+
     def grow_old(self, tokens: int) -> None:
         """Lets the experience fade up to this number of tokens."""
         if self.tried and tokens > self.at:
@@ -72,6 +78,25 @@ class Experience:
             self.right *= left
             self.tried *= left
         self.at = tokens
+
+
+@dataclass(slots=True)
+class DraftRecord:
+    """What is known of the draft model's guesses for a row.
+
+    Attributes:
+        experience: with them.
+        read: leading tokens that the draft model has computed, as far as it is known.
+        at: tokens that the row had when it guessed last.
+        probe: guesses left with which is found out whether they pay.
+        pause: tokens without guesses before the next probe.
+    """
+
+    experience: Experience = field(default_factory=Experience)
+    read: int = 0
+    at: int = 0
+    probe: int = 0
+    pause: int = PAUSE
 
 
 @dataclass(slots=True)
@@ -95,12 +120,10 @@ class Speculation:
     Args:
         most: tokens that a row guesses at most; 0: none ever.
         room: tokens of a step, newest and guessed ones of all rows together.
-        cost: share of a step that a guessed token is expected to cost before one was measured.
     """
 
-    def __init__(self, most: int, room: int | None = None, *, cost: float = COST) -> None:
+    def __init__(self, most: int, room: int | None = None) -> None:
         self.most = most
-        self._cost = cost
         self.room = ROOM if room is None else room
         self._costs: dict[int, _Cost] = {}  # by rows
         self._all = Experience()  # of all rows: what a new one may hope for
@@ -135,10 +158,11 @@ class Speculation:
         rate = experience.rate(self._all.rate())
         return sum(rate**n - bar for n in range(1, count + 1))
 
-    def seconds(self, rows: int) -> float:
-        """What a guessed token is expected to take in a step with so many rows; 0.0: nothing was measured yet."""
+    def seconds(self, rows: int) -> tuple[float | None, float]:
+        """What a step with so many rows takes without guesses, None if that was not measured yet; and how much longer
+        each guessed token makes it."""
         cost = self._costs.get(rows)
-        return 0.0 if cost is None or cost.plain is None else cost.plain * cost.token
+        return (None, 0.0) if cost is None or cost.plain is None else (cost.plain, cost.plain * cost.token)
 
     @property
     def forced(self) -> int:
@@ -159,7 +183,7 @@ class Speculation:
         if seconds <= 0.0 or rows >= self.room:
             return
         self._all.grow_old(self._all.at + rows)
-        cost = self._costs.setdefault(rows, _Cost(token=self._cost))
+        cost = self._costs.setdefault(rows, _Cost())
         if not guessed:
             cost.age = 0
             plain = seconds if cost.plain is None else cost.plain
@@ -168,4 +192,4 @@ class Speculation:
         cost.age += 1
         if cost.plain is not None:
             share = max(0.0, seconds / cost.plain - 1.0) / guessed
-            cost.token += PACE * (min(share, OUTLIER * max(cost.token, self._cost)) - cost.token)
+            cost.token += PACE * (min(share, OUTLIER * max(cost.token, COST)) - cost.token)

@@ -50,11 +50,11 @@ class Guessed(NamedTuple):
 
     Attributes:
         counts: of each row's guesses, which lie behind its known tokens, by row.
-        caught_up: tokens of earlier steps were computed, too.
+        caught_up: tokens that were computed beside, of rows that had not been guessed for.
     """
 
     counts: dict[int, int]
-    caught_up: bool
+    caught_up: int
 
 
 class DraftModel:
@@ -142,7 +142,7 @@ class DraftModel:
         starts = {row: self._computed(batch, row) for row in wanted if self._reads(batch, row)}
         lengths, late = self._shares(batch, starts)
         if not lengths:
-            return Guessed({}, False)
+            return Guessed({}, 0)
         ready = [row for row in lengths if starts[row] + lengths[row] == batch.known[row]]
         rows = [*(row for row in lengths if row not in ready), *ready]
         logits, best = self._run(batch, rows, [starts[row] for row in rows], [lengths[row] for row in rows], len(ready))
@@ -185,14 +185,14 @@ class DraftModel:
             count += right
         return min(count, known - 1)
 
-    def _shares(self, batch: InputBatch, starts: Mapping[int, int]) -> tuple[dict[int, int], bool]:
-        """Known tokens of each row to compute in this step, and whether they are more than what new steps brought."""
-        left, late, lengths = CATCH_UP, False, dict[int, int]()
+    def _shares(self, batch: InputBatch, starts: Mapping[int, int]) -> tuple[dict[int, int], int]:
+        """Known tokens of each row to compute in this step, and how many of them are not what new steps brought."""
+        left, late, lengths = CATCH_UP, 0, dict[int, int]()
         for row, start in starts.items():
             missing = int(batch.known[row]) - start
-            late = late or missing > FRESH
             count = min(missing, left)
             if count:
+                late += count if missing > FRESH else 0
                 lengths[row] = count
                 left -= count
         return lengths, late

@@ -165,12 +165,14 @@ class ModelRunner:
         if self._leaving:
             self._let_go()
         guesses = self._batch.guessed(plan.drafts) if plan.drafts else {}
-        modelled = self._modelled(plan.drafts, guesses) if self._draft is not None and plan.drafts else None
-        if modelled is None:
+        if self._draft is None or not any(draft.model for draft in plan.drafts):
             return self._computed(plan, chunks, guesses, failed, began)
+        asked = time.perf_counter()
+        modelled = self._modelled(plan.drafts, guesses)
+        drafting = time.perf_counter() - asked
         result = self._computed(plan, chunks, {**guesses, **modelled.counts}, failed, began)
         ids = [self._batch.ids[row] for row in modelled.counts]
-        return None if result is None else result.guessed(ids, modelled.caught_up)
+        return None if result is None else result.guessed(ids, drafting, modelled.caught_up)
 
     def _modelled(self, drafts: Sequence[Draft], guesses: Mapping[int, int]) -> Guessed:
         """The guesses of the draft model for rows that have no other."""

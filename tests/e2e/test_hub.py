@@ -274,8 +274,13 @@ def test_llm(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with LLM("toy/pocket", revision="v1", kv_cache_memory=16 << 20, threads=1) as llm:
         assert llm.engine.info.commit == V1
         assert llm.generate(PROMPT, max_new_tokens=8)[0].token_ids == wanted.token_ids
+    with LLM(POCKET, draft_model="toy/gguf:Q8_0", kv_cache_memory=16 << 20, threads=1) as llm:
+        assert (tmp_path / "hub" / "models--toy--gguf" / "snapshots").is_dir()
+        assert llm.generate(PROMPT, max_new_tokens=8)[0].token_ids == wanted.token_ids
     with pytest.raises(StartError, match="has no model of that name"):
         LLM("toy/none")
+    with pytest.raises(StartError, match="has no model of that name"):
+        LLM(POCKET, draft_model="toy/none")
 
 
 @pytest.mark.parametrize("how", ["interrupt", "kill"])

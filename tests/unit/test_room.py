@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from inflight.config import RoomConfig, ServerConfig
+from inflight.config import DraftConfig, GeneratorConfig, RoomConfig, ServerConfig
 from inflight.metrics import Metrics
 from inflight.router.language_models import LanguageModels
+from inflight.router.models import _size
 from inflight.router.room import Present, Room
 
 
@@ -121,3 +123,13 @@ def test_what_is_measured_are_processes_of_this_machine() -> None:
         assert models.pids("m") == [7, 8]
 
     run(test)
+
+
+def test_what_a_model_takes_is_known_of_its_files(tmp_path: Path) -> None:
+    """Those of its draft model, too."""
+    for name, size in (("large", 3000), ("small", 200)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
+    draft = DraftConfig(tmp_path / "small")
+    assert _size(GeneratorConfig.of(tmp_path / "large", "m", draft_model=draft)) == 3200
+    assert _size(GeneratorConfig.of(tmp_path / "large", "m")) == 3000

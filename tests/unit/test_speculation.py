@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
+from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from inflight.contract import GenerationRequest, Sampling, StepPlan, StepResult
 from inflight.llm import LLM, Generation
 from inflight.sched import Capacity, Scheduler, Sequence, guess
+from inflight.sched.drafting import Drafting, _Step
 from inflight.sched.speculation import AGE, HOPE, Experience, Speculation
 from inflight.shard import ModelRunner
 from inflight.text import json_grammar
@@ -27,6 +29,14 @@ MOST = 6
 def bold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every row guesses as much as it may, whatever it costs and brings."""
     monkeypatch.setattr(Speculation, "bar", lambda self, rows: 0.0 if self.most and rows < self.room else None)
+    monkeypatch.setattr(Drafting, "begin", boldly)
+
+
+def boldly(policy: Drafting, running: Items[Sequence], bar: float, plain: float | None) -> bool:
+    """`Drafting.begin` of a draft model that costs nothing."""
+    rates = {row.id: policy._rate(row) for row in running if policy._most and not row.spans}
+    policy._step = _Step(rates, policy._most, bar, 0.0)
+    return bool(rates)
 
 
 @pytest.mark.parametrize(
