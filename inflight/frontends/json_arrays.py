@@ -13,6 +13,7 @@ from __future__ import annotations
 import marshal
 import math
 from functools import lru_cache
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,12 +142,12 @@ def _convert_few(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Lea
         for row in flat:
             if type(row) is not list or len(row) != size:
                 return None
-        flat = [item for row in flat for item in row]
-    if not leaf.kinds.issuperset(map(type, flat)):
+        flat = [*chain.from_iterable(flat)]
+    dtype, kinds, lowest, highest = leaf
+    if not kinds.issuperset(map(type, flat)) or min(flat) < lowest or max(flat) > highest:
         return None
-    if min(flat) < leaf.lowest or max(flat) > leaf.highest:
-        return None
-    return np.array(value, leaf.dtype)
+    array = np.array(flat, dtype)  # numpy would walk nested lists twice
+    return array.reshape(shape) if len(shape) > 1 else array
 
 
 def _convert_many(value: list[Any], shape: tuple[int, ...], kind: type, leaf: Leaf) -> Array | None:

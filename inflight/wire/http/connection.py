@@ -49,6 +49,45 @@ class HttpConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
+    # More than 30 attributes, which is what instances of a class can share the layout of: without slots each access is
+    # a look-up in a dictionary of the connection's own.
+    __slots__ = (
+        "_app",
+        "_awaits_continue",
+        "_began",
+        "_bulk",
+        "_caller",
+        "_client",
+        "_close_when_read",
+        "_current",
+        "_gated",
+        "_got",
+        "_headers",
+        "_inline",
+        "_is_new",
+        "_kept",
+        "_last",
+        "_last_read",
+        "_left",
+        "_length",
+        "_limits",
+        "_parser",
+        "_queue",
+        "_read_paused",
+        "_reading",
+        "_scheme",
+        "_server",
+        "_shared",
+        "_timer",
+        "_unsent",
+        "_unsent_since",
+        "_url",
+        "_writable",
+        "loop",
+        "transport",
+        "write_paused",
+    )
+
     def __init__(
         self,
         app: App,
