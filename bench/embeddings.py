@@ -4,7 +4,8 @@
 
 Texts of mixed lengths, 1, 8 and 64 at once. The peers compute padded batches of texts sorted by their length, as
 sentence-transformers does, in the size of batch that is best for them. Tokens are made before; pooling and the division
-by the length count. The rounds of all contestants alternate; medians, and the best rounds in brackets, texts a second.
+by the length count. The rounds of all contestants alternate; medians, and the best rounds in brackets, texts a second,
+and the median over the rounds of the ratio to ONNX Runtime's best size of batch in the same round.
 sentence-transformers' modules are called on the same tokens where the package is installed.
 """
 
@@ -150,6 +151,15 @@ def measure(run: Run, texts: Texts, seconds: float) -> float:
     return count / (time.perf_counter() - began)
 
 
+def ratio(rates: dict[str, list[float]], name: str, peer: str) -> str:
+    """To the peer's best size of batch: the median of what each round says; empty without the peer."""
+    others = [found for each, found in rates.items() if each.startswith(peer)]
+    if not others:
+        return ""
+    best = max(others, key=statistics.median)
+    return f", {statistics.median(one / other for one, other in zip(rates[name], best)):.2f} times {peer}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -186,7 +196,7 @@ def main() -> None:
         print(f"{crowd} texts, {sum(map(len, texts))} tokens")
         for name, found in rates.items():
             rate = f"{statistics.median(found):9.0f} ({max(found):.0f}) texts/s"
-            print(f"  {name:36} {rate}, differs by {apart[name]:.0e}", flush=True)
+            print(f"  {name:36} {rate}, differs by {apart[name]:.0e}{ratio(rates, name, 'ONNX')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class TowerProgram(Store):
 
     Args:
         threads: that work on it.
-        half: attention rounds queries, keys and values to bfloat16.
+        half: attention rounds queries, keys and values to bfloat16, where a part has more than 64 rows.
         isa: one of `instruction_sets`; None: the best.
     """
 

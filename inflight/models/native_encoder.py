@@ -125,8 +125,10 @@ class NativeEncoder:
         """
         rows = np.concatenate([self._embedded(text, second) for text, second in zip(texts, seconds)])
         lengths = [len(text) for text in texts]
-        places = np.concatenate([np.arange(length) for length in lengths])
-        turned = [angles(places, inverse) for inverse in self._turns]
+        turned: list[Floats] = []
+        if self._turns:
+            places = np.concatenate([np.arange(length) for length in lengths])
+            turned = [angles(places, inverse) for inverse in self._turns]
         found = self._program.run(TowerArrays([len(rows)], [rows, *turned], [lengths]))[0]
         return np.split(found, np.cumsum(lengths)[:-1])
 

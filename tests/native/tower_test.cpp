@@ -112,7 +112,7 @@ void towers(const Kernels& kernels, Random& random) {
         Layer layer{};
         layer.inputs = random.between(2, 70);
         layer.heads = random.between(1, 3);
-        layer.dim = random.pick<int64_t>({4, 16, 20, 40});
+        layer.dim = random.pick<int64_t>({4, 16, 20, 32, 40});
         layer.hidden = layer.heads * layer.dim;
         layer.weight = random.values(3 * layer.hidden * layer.inputs, 1.0f / std::sqrt(float(layer.inputs)));
         layer.bias = random.values(3 * layer.hidden);
@@ -121,7 +121,8 @@ void towers(const Kernels& kernels, Random& random) {
         std::vector<int64_t> parts;
         int64_t rows = 0;
         for (int64_t i = random.between(1, 4); i > 0; i--) {
-            parts.push_back(random.pick<int64_t>({1, 15, 16, 17, 63, random.between(1, 100), random.between(1, 300)}));
+            parts.push_back(
+                random.pick<int64_t>({1, 15, 16, 17, 63, 520, random.between(1, 100), random.between(1, 300)}));
             rows += parts.back();
         }
         std::vector<float> x = random.values(rows * layer.inputs), averages;

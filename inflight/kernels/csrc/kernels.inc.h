@@ -18,6 +18,7 @@
 #include "lora.inc.h"
 #include "mamba.inc.h"
 #include "attention.inc.h"
+#include "whole.inc.h"
 #include "scores.inc.h"
 // clang-format on
 
@@ -53,10 +54,10 @@ int64_t rows_of_tile(const Weights& w) {
 }
 
 constexpr Kernels kTable = {
-    INFLIGHT_NAME, rows_of_tile, kQueryRows, false,       false,      prepare,    product,    unpack,
-    norm_row,      rotate,       store_kv,   attend,      merge,      cap,        argmax,     axpy,
-    gate,          layer_norm,   delta,      short_conv,  mamba_conv, mamba_head, mamba_norm, output_gate,
-    xielu,         shrink,       expand,     gate_panels, scan,       weigh,      masses,     gather,
+    INFLIGHT_NAME, rows_of_tile, kQueryRows, false,        false,      prepare,    product,     unpack, norm_row,
+    rotate,        store_kv,     attend,     attend_whole, merge,      cap,        argmax,      axpy,   gate,
+    layer_norm,    delta,        short_conv, mamba_conv,   mamba_head, mamba_norm, output_gate, xielu,  shrink,
+    expand,        gate_panels,  scan,       weigh,        masses,     gather,
 };
 
 }  // namespace

@@ -50,6 +50,13 @@ Attention Tower::attention_of(const TowerOperation& op) const {
     return a;
 }
 
+bool Tower::whole(const TowerOperation& op, int64_t length) const {
+    const int64_t dim = buffers_[static_cast<size_t>(op.to)].width / op.heads;
+    const bool all = !op.window || length <= op.window + 1;
+    const bool plain = op.relative < 0 && op.places.empty() && op.scale > 0.0f;
+    return all && plain && dim % kLanes == 0 && length <= (half_ ? kWholeHalf : kWholeKeys);
+}
+
 // A part's keys begin at a block of their own, so that its positions count from 0.
 void Tower::divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& parts) const {
     parts.slots.clear();
@@ -131,7 +138,7 @@ void Tower::reserve(const TowerRun& run) {
         const Attention a = attention_of(op);
         keys_.reserve(extents * a.extent);
         values_.reserve(extents * a.extent);
-        scratch = std::max(scratch, attend_scratch(a));
+        scratch = std::max({scratch, attend_scratch(a), kLanes * (a.dim + kWholeKeys)});
         if (op.places.empty()) continue;
         for (int64_t length : run.partitions[static_cast<size_t>(op.number)]) longest = std::max(longest, length);
     }

@@ -63,7 +63,7 @@ struct TowerRun {
 
 class Tower : public Store {
   public:
-    // `half`: keys, values and queries are rounded to bfloat16.
+    // `half`: keys, values and queries are rounded to bfloat16, but for short texts.
     Tower(int threads, const std::string& isa, bool half);
     ~Tower();
 
@@ -109,6 +109,8 @@ class Tower : public Store {
     void divide(const std::vector<int64_t>& lengths, int64_t heads, Parts& parts) const;
     Attention attention_of(const TowerOperation& op) const;
     bool tiled(size_t operation) const;
+    // Whether a part of so many rows is a WholeText: no key is stored then.
+    bool whole(const TowerOperation& op, int64_t length) const;
 
     const bool half_;
     std::vector<Buffer> buffers_;

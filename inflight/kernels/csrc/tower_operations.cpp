@@ -147,9 +147,13 @@ void Tower::Thread::attend(const TowerOperation& op) {
     const Parts& parts = tower.parts_[static_cast<size_t>(op.number)];
     const int64_t from_width = width(op.from), to_width = width(op.to), all = rows_of(op.from);
     const float* from = buffer(op.from);
-    each(ceil_div(all, kSub), [&](int64_t unit) {
+    const auto& lengths = tower.run_->partitions[static_cast<size_t>(op.number)];
+    const auto is_whole = [&](int64_t length) { return tower.whole(op, length); };
+    const bool stores = !std::all_of(lengths.begin(), lengths.end(), is_whole);
+    each(stores ? ceil_div(all, kSub) : 0, [&](int64_t unit) {
         for (int64_t head = 0; head < a.kv_heads; head++)
             for (int64_t row = unit * kSub; row < std::min(all, (unit + 1) * kSub); row++) {
+                if (is_whole(parts.lasts[static_cast<size_t>(row)] + 1)) continue;
                 const float* key = from + row * from_width + (op.heads + head) * a.dim;
                 kernels().store_kv(a, key, key + a.kv_heads * a.dim, head, parts.slots[static_cast<size_t>(row)]);
             }
@@ -158,6 +162,7 @@ void Tower::Thread::attend(const TowerOperation& op) {
         const Task& task = parts.tasks[static_cast<size_t>(unit)];
         const int64_t begin = task.begin + task.first;
         const int64_t* lasts = parts.lasts.data() + begin;
+        if (is_whole(*lasts + 1)) return attend_whole(op, task, *lasts + 1);
         int64_t until[kTaskQueries];
         for (int64_t i = 0; i < task.count; i++)
             until[i] = op.window ? std::min(lasts[i], task.first + i + op.window) : lasts[i];
@@ -185,6 +190,24 @@ void Tower::Thread::attend(const TowerOperation& op) {
         }
         kernels().attend(a, q, attention.get());
     });
+}
+
+void Tower::Thread::attend_whole(const TowerOperation& op, const Task& task, int64_t length) {
+    const int64_t from_width = width(op.from), to_width = width(op.to), dim = to_width / op.heads;
+    const int64_t kv_heads = op.key_heads(), kv_head = task.head / (op.heads / kv_heads);
+    const float* row = buffer(op.from) + task.begin * from_width;
+    const float* keys = row + (op.heads + kv_head) * dim;
+    const WholeText text{row + task.first * from_width + task.head * dim,
+                         keys,
+                         keys + kv_heads * dim,
+                         from_width,
+                         task.count,
+                         length,
+                         dim,
+                         op.scale,
+                         buffer(op.to) + (task.begin + task.first) * to_width + task.head * dim,
+                         to_width};
+    kernels().attend_whole(text, attention.get());
 }
 
 // What a query and a key say of their distance (He et al., 2021, "DeBERTa"), for the queries of a unit and all keys of

@@ -9,6 +9,7 @@ namespace inflight {
 
 constexpr int64_t kMostTileRows = 16;  // of a tile of a product's input, on any instruction set
 constexpr int64_t kTaskQueries = 48;   // of attention, in one unit of work: whole tiles of 12 and of 16
+constexpr int64_t kWholeHalf = 64;     // rows of the longest part that is a WholeText where AMX would round it
 constexpr size_t kStages = 2;          // most of an operation
 constexpr int kSpins = 4000;           // of a wait, before the processor is given to others; as in Pool
 
@@ -69,6 +70,7 @@ struct Tower::Thread {
     void rotate(const TowerOperation&);
     void adjust(const TowerOperation&);
     void attend(const TowerOperation&);
+    void attend_whole(const TowerOperation&, const Task&, int64_t length);
     void gather(const TowerOperation&);
     void disentangle(const TowerOperation&, const Task&, int64_t length, int64_t stride);
     void prepare(const TowerOperation&, const Weights&, const Input&, int64_t tile, int64_t column);

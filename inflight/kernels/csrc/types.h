@@ -174,6 +174,21 @@ struct Keys {
     int64_t kv_head, begin, end;
 };
 
+constexpr int64_t kWholeKeys = 512;  // of the longest text that is a WholeText
+
+// Queries of one head that see all keys of their text.
+struct WholeText {
+    const float* queries;  // [count]
+    const float* keys;     // [length]
+    const float* values;   // [length]
+    int64_t stride;        // floats from row to row of these three
+    int64_t count, length;
+    int64_t dim;  // a multiple of 16
+    float scale;
+    float* out;  // [count]
+    int64_t out_stride;
+};
+
 // Consecutive queries of one row that share a key head.
 struct Queries {
     const float* q;            // first token's first query head of this key head
@@ -300,6 +315,8 @@ struct Kernels {
     void (*store_kv)(const Attention&, const float* key, const float* value, int64_t kv_head, int64_t slot);
     // `scratch` belongs to the calling thread, see attend_scratch.
     void (*attend)(const Attention&, const Queries&, float* scratch);
+    // `scratch`: 16 * (dim + length) floats.
+    void (*attend_whole)(const WholeText&, float* scratch);
     // Merges one query's partial results of all chunks into its output [dim]; `head`: the query's.
     void (*merge)(const Attention&, int64_t head, const float* const* partial, int64_t stride, int64_t count,
                   float* out);
