@@ -91,7 +91,7 @@ def test_states_are_transformers(family: str, tmp_path: Path) -> None:
             given["token_type_ids"] = (torch.arange(len(text.tokens)) >= text.second).long()[None]
         with torch.inference_mode():
             wanted = model(**given).last_hidden_state[0].numpy()
-        # Gte's random weights lose digits: in float32 transformers itself is up to 1.7e-4 from float64, the engine 1.9e-4.
+        # Gte's random weights lose digits: transformers in float32 is up to 1.7e-4 from float64, the engine 1.9e-4.
         assert np.abs(found - wanted).max() < (4e-4 if family == "Gte" else 2e-4)
         assert (encoder.encode([text])[0] == found).all()
     alone = _load(tmp_path, threads=1)
