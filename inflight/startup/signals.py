@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from typing import ClassVar
@@ -29,12 +29,12 @@ def wait_until(event: threading.Event) -> None:
 
 
 @functools.cache
-def _pair() -> tuple[socket.socket, socket.socket]:
-    """Where the C code writes, and where an event loop reads. Never closed: whoever replaces the descriptor may set it
-    again at any time, and a number of a closed one might by then be another file's."""
-    written, read = socket.socketpair()
+def _pipe() -> tuple[int, int]:
+    """Descriptors: where the C code writes, where an event loop reads. Never closed: whoever replaces the descriptor
+    may set it again at any time, and a number of a closed one might by then be another file's."""
+    read, written = os.pipe()
     for end in (written, read):
-        end.setblocking(False)
+        os.set_blocking(end, False)
     return written, read
 
 
@@ -46,9 +46,9 @@ class Wakeups:
 
     def take(self) -> None:
         """Takes the numbers, if nobody has them. To be called in the main thread."""
-        written, read = _pair()
-        before = signal.set_wakeup_fd(written.fileno(), warn_on_full_buffer=False)
-        if Wakeups._holder is not None or before not in (-1, written.fileno()):
+        written, read = _pipe()
+        before = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+        if Wakeups._holder is not None or before not in (-1, written):
             signal.set_wakeup_fd(before)
             return
         _numbers(read)  # of signals that came after the last holder
@@ -57,18 +57,18 @@ class Wakeups:
     def follow(self, loop: asyncio.AbstractEventLoop, told: Callable[[int], None]) -> None:
         """Calls `told` on the loop with each signal's number, those since `take` included."""
         if Wakeups._holder is self:
-            read = _pair()[1]
+            read = _pipe()[1]
 
             def readable() -> None:
                 for number in _numbers(read):
                     told(number)
 
-            loop.add_reader(read.fileno(), readable)
+            loop.add_reader(read, readable)
 
     def leave(self, loop: asyncio.AbstractEventLoop) -> None:
         """Ends what `follow` began. To be called on the loop's thread, before it is closed."""
         if Wakeups._holder is self:
-            loop.remove_reader(_pair()[1].fileno())
+            loop.remove_reader(_pipe()[1])
             Wakeups._holder = None
 
     @staticmethod
@@ -77,12 +77,12 @@ class Wakeups:
         thread."""
         if Wakeups._holder is None:
             now = signal.set_wakeup_fd(-1)
-            if now != _pair()[0].fileno():
+            if now != _pipe()[0]:
                 signal.set_wakeup_fd(now)
 
 
-def _numbers(read: socket.socket) -> bytes:
+def _numbers(read: int) -> bytes:
     try:
-        return read.recv(4096)
+        return os.read(read, 4096)
     except BlockingIOError:
         return b""

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import struct
+import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 
-from tests.grpc_server import eventually, serving
+from inflight.wire import GrpcApp, UnaryRpc
+from tests.grpc_server import MIB, eventually, serving
 from tests.grpc_service import Service, Text, unary
 from tests.raw_http2 import RawClient
 
 engine = pytest.importorskip("inflight.wire.grpc.nghttp2_engine", reason="the package was built without nghttp2")
+
+MANY, PATH = 1_000_000, "/test.Service/echo"
 
 
 @pytest.fixture
@@ -72,3 +81,46 @@ def test_many_cancelled_calls_do_not_harm_their_neighbour(service: Service, chan
         assert eventually(lambda: service.begun - service.ended == 1)
     assert not neighbour.done()
     assert neighbour.result(timeout=5).service == "2"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(shutil.which("h2load") is None, reason="h2load is not installed (Debian: nghttp2-client)")
+def test_a_million_calls_over_one_connection(tmp_path: Path) -> None:
+    """Each is answered, and what the server keeps does not grow with their number.
+
+    16 bytes kept of each call would be the bound. The size is looked at while the connection is open, since what
+    belongs to a connection goes with it. h2load opens no second one, and reads no trailers: an answer that is an error
+    has no data.
+    """
+    seen = 0
+
+    async def echo(request: Text, timeout: float | None) -> Text:
+        nonlocal seen
+        seen += 1
+        return request
+
+    body = Text(service="x" * 30).SerializeToString()
+    sent = tmp_path / "frame"
+    sent.write_bytes(struct.pack(">BI", 0, len(body)) + body)
+    app = GrpcApp({PATH: UnaryRpc(Text.FromString, echo)}, max_message_bytes=MIB)
+    headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+    load = ["h2load", "-t1", "-c1", "-m16", "-d", str(sent), *headers]
+    with serving(app, "auto") as where:
+        url = f"http://{where}{PATH}"
+        subprocess.run([*load, "-n20000", url], check=True, capture_output=True, timeout=60)
+        assert seen == 20_000
+        server = psutil.Process()
+        before = largest = server.memory_info().rss
+        with subprocess.Popen([*load, f"-n{MANY}", url], stdout=subprocess.PIPE, text=True) as client:
+            while client.poll() is None:
+                largest = max(largest, server.memory_info().rss)
+                time.sleep(0.2)
+            assert client.stdout is not None
+            said = client.stdout.read()
+    assert f"{MANY} done, {MANY} succeeded, 0 failed, 0 errored, 0 timeout" in said
+    data = re.search(r"\((\d+)\) data", said)
+    assert data is not None
+    assert int(data[1]) == MANY * sent.stat().st_size
+    assert seen == 20_000 + MANY
+    assert largest - before < 16 * MIB
