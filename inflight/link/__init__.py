@@ -28,7 +28,7 @@ from inflight.link.codec import (
     Work,
 )
 from inflight.link.guard import Guard
-from inflight.link.inline import FRAME_VALUES, MAX_VALUES, parts, row_bytes
+from inflight.link.inline import MAX_VALUES, frames, parts, row_bytes
 from inflight.link.offer import GeneratorOffer, GraphOffer, MethodOffer, ModelOffer, Offer, WorkerJob
 from inflight.link.remote import Gate, Guest, Invitation, Joined, join, split
 from inflight.link.secure import Identity, SecureSocket, make_identity
@@ -37,7 +37,6 @@ from inflight.link.vision import EncodeImage, ImageEncoded, ImageFailed, LoadVis
 
 __all__ = [
     "BOARD_BYTES",
-    "FRAME_VALUES",
     "LARGE",
     "MAX_VALUES",
     "TELL_SECONDS",
@@ -98,6 +97,7 @@ __all__ = [
     "WorkerChannel",
     "WorkerJob",
     "create_file",
+    "frames",
     "join",
     "make_identity",
     "parts",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from inflight.contract import Table, Texts
 from inflight.link.codec import MAX_FRAME
+
+T = TypeVar("T")
 
 FRAME_VALUES = 64 << 20
 """Bytes of values in a frame with several rows, so that neither end holds a whole batch twice."""
@@ -53,3 +56,17 @@ def parts(rows: Sequence[object], most: int = FRAME_VALUES) -> Iterator[tuple[in
         size += more
     if first < len(rows):
         yield first, len(rows), size
+
+
+def frames(pieces: Iterable[tuple[T, int]], most: int = FRAME_VALUES) -> Iterator[list[T]]:
+    """Groups what comes with its bytes so that a group has at most `most` of them; a larger piece has its own group."""
+    some: list[T] = []
+    size = 0
+    for piece, more in pieces:
+        if some and size + more > most:
+            yield some
+            some, size = [], 0
+        some.append(piece)
+        size += more
+    if some:
+        yield some

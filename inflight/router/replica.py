@@ -16,7 +16,6 @@ from inflight.contract import Row, Table, Value
 from inflight.errors import InvalidRequest, StartError, WorkerLost
 from inflight.link import (
     BOARD_BYTES,
-    FRAME_VALUES,
     LARGE,
     MAX_VALUES,
     Admit,
@@ -41,6 +40,7 @@ from inflight.link import (
     Unpacker,
     Work,
     WorkerJob,
+    frames,
     parts,
     row_bytes,
 )
@@ -445,23 +445,21 @@ def _in_arena(arena: Arena, row: Row) -> Row:
 
 def _framed(instances: Sequence[Instance]) -> Iterator[Sequence[Instance]]:
     """The instances in groups that fit a frame; one that fits none gets its error here."""
-    rows = [(span, span[0].rows[span[1] : span[2]]) for span in spans(instances)]
-    some: list[Instance] = []
-    at = size = 0
-    for (_, first, last), part in rows:
-        mine = instances[at : at + last - first]
-        at += last - first
-        for begin, end, more in parts(part):
-            if more > MAX_VALUES:
-                mine[begin].settle(_too_large(row_bytes(part[begin])))
-                continue
-            if some and size + more > FRAME_VALUES:
-                yield some
-                some, size = [], 0
-            some += mine[begin:end]
-            size += more
-    if some:
-        yield some
+
+    def pieces() -> Iterator[tuple[Sequence[Instance], int]]:
+        rows = [(request.rows[first:last], last - first) for request, first, last in spans(instances)]
+        at = 0
+        for part, count in rows:  # which were taken first, since an error may end a request
+            mine = instances[at : at + count]
+            at += count
+            for begin, end, size in parts(part):
+                if size > MAX_VALUES:
+                    mine[begin].settle(_too_large(row_bytes(part[begin])))
+                else:
+                    yield mine[begin:end], size
+
+    for some in frames(pieces()):
+        yield [instance for piece in some for instance in piece]
 
 
 def _too_large(size: int) -> InvalidRequest:

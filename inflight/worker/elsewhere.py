@@ -12,15 +12,18 @@ from pathlib import Path
 from inflight.contract import Outcome
 from inflight.errors import InvalidRequest, StartError
 from inflight.link import (
-    FRAME_VALUES,
     MAX_VALUES,
     TELL_SECONDS,
     BoardReader,
     Running,
     WorkerChannel,
     WorkerJob,
+    frames,
     parts,
 )
+
+Answered = tuple[Sequence[int], Sequence[Outcome]]
+"""Keys of instances that ran together, and their outcomes."""
 
 
 def settle_in(job: WorkerJob) -> None:
@@ -74,22 +77,16 @@ class RunsTeller:
                 self._channel.send(Running([]))
 
 
-def framed(
-    done: Sequence[tuple[Sequence[int], Sequence[Outcome]]],
-) -> Iterator[list[tuple[Sequence[int], Sequence[Outcome]]]]:
+def framed(done: Sequence[Answered]) -> Iterator[list[Answered]]:
     """Divides outcomes so that the values of each part fit a frame; one that fits none becomes an error."""
-    some: list[tuple[Sequence[int], Sequence[Outcome]]] = []
-    size = 0
-    for keys, outcomes in done:
-        for first, last, more in parts(outcomes):
-            part: Sequence[Outcome] = outcomes[first:last]
-            if more > MAX_VALUES:
-                text = f"outputs of {more} bytes cannot be sent from another machine, at most {MAX_VALUES} can"
-                part, more = [InvalidRequest(text)], 0
-            if some and size + more > FRAME_VALUES:
-                yield some
-                some, size = [], 0
-            some.append((keys[first:last], part))
-            size += more
-    if some:
-        yield some
+
+    def pieces() -> Iterator[tuple[Answered, int]]:
+        for keys, outcomes in done:
+            for first, last, size in parts(outcomes):
+                if size > MAX_VALUES:
+                    text = f"outputs of {size} bytes cannot be sent from another machine, at most {MAX_VALUES} can"
+                    yield (keys[first:last], [InvalidRequest(text)]), 0
+                else:
+                    yield (keys[first:last], outcomes[first:last]), size
+
+    return frames(pieces())

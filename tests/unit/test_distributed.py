@@ -521,6 +521,7 @@ def test_agents_find_room_among_strangers(opened: Open) -> None:
 def test_nobody_stays_by_asking_again_and_again(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gathering_module, "STRANGER_SECONDS", 0.3)
     monkeypatch.setattr(gathering_module, "LOAD_SECONDS", 0.3)
+    monkeypatch.setattr(gathering_module, "MEET_SECONDS", 0.3)  # for when the first has left before the other
     making = opened(2)
     first = connect(making.address, 10)
     first.send(Meet("127.0.0.1:1"))

@@ -53,6 +53,7 @@ from inflight.link import (
     WorkerChannel,
     WorkerJob,
     create_file,
+    frames,
     parts,
 )
 from inflight.place import DUMP, shard_job
@@ -504,9 +505,9 @@ def test_an_adapter_that_is_given_up_while_it_is_read_is_not_kept() -> None:
 
 def test_outcomes_for_another_machine_are_divided_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fits no frame becomes an error of its instance alone."""
-    monkeypatch.setattr(elsewhere, "FRAME_VALUES", 100)
     monkeypatch.setattr(elsewhere, "MAX_VALUES", 1000)
     monkeypatch.setattr(elsewhere, "parts", partial(parts, most=100))
+    monkeypatch.setattr(elsewhere, "frames", partial(frames, most=100))
     rows: list[list[Value]] = [[bytes(size)] for size in (60, 60, 30, 2000, 30, 0)]
     failed = InflightError("failed")
     done: list[tuple[Sequence[int], Sequence[Any]]] = [([7], [rows[0]]), (range(8, 14), [*rows[1:], failed])]
