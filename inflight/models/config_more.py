@@ -22,6 +22,17 @@ _GLM4_NORMS = {
 }
 
 
+def _biased(config: Config, described: DecoderConfig, **more: Any) -> DecoderConfig:
+    """The description with the biases that `attention_bias` asks for around attention, and more fields."""
+    bias = bool(config.get("attention_bias", False))
+    return replace(described, qkv_bias=bias, out_bias=bias, **more)
+
+
+def _own(config: Config, names: dict[str, str]) -> dict[str, str]:
+    """A family's own names of tensors; a GGUF file has the standard ones."""
+    return {} if config.get("standard_names") else names
+
+
 def _seed_oss(config: Config) -> DecoderConfig:
     return replace(
         base({"head_dim": 128, **config}),
@@ -33,9 +44,8 @@ def _seed_oss(config: Config) -> DecoderConfig:
 
 def _arcee(config: Config) -> DecoderConfig:
     """AFM: its MLP has no gate."""
-    bias = bool(config.get("attention_bias", False))
     described = base({"hidden_act": "relu2", "rms_norm_eps": 1e-5, **config})
-    return replace(described, qkv_bias=bias, out_bias=bias, mlp_bias=bool(config.get("mlp_bias", False)), gated=False)
+    return _biased(config, described, mlp_bias=bool(config.get("mlp_bias", False)), gated=False)
 
 
 def _glm4(config: Config) -> DecoderConfig:
@@ -46,7 +56,7 @@ def _glm4(config: Config) -> DecoderConfig:
         sandwich=True,
         interleaved=True,
         fused_mlp=True,
-        names={} if config.get("standard_names") else _GLM4_NORMS,
+        names=_own(config, _GLM4_NORMS),
     )
 
 
@@ -76,7 +86,7 @@ def _glm4_moe(config: Config) -> DecoderConfig:
             floor=1e-20,
             scale=float(config.get("routed_scaling_factor", 1.0)),
         ),
-        names={} if own else {"mlp.shared_expert": "mlp.shared_experts"},
+        names=_own(config, {"mlp.shared_expert": "mlp.shared_experts"}),
     )
 
 
@@ -147,11 +157,9 @@ def _ministral3(config: Config) -> DecoderConfig:
 
 def _olmo2(config: Config) -> DecoderConfig:
     """Norms behind attention and MLP only; those of queries and keys span all heads."""
-    bias = bool(config.get("attention_bias", False))
-    return replace(
+    return _biased(
+        config,
         base({"rms_norm_eps": 1e-5, **config}),
-        qkv_bias=bias,
-        out_bias=bias,
         wide_norm=True,
         sandwich=True,
         norm_first=False,
@@ -188,16 +196,14 @@ def _hunyuan(config: Config) -> DecoderConfig:
     rope, dim = dict(described.ropes["all"]), described.head_dim
     if rope_type(rope) == "dynamic" and rope.get("alpha"):
         rope = {"rope_type": "default", "rope_theta": rope["rope_theta"] * rope["alpha"] ** (dim / (dim - 2))}
-    bias = bool(config.get("attention_bias", False))
     own = {"self_attn.q_norm": "self_attn.query_layernorm", "self_attn.k_norm": "self_attn.key_layernorm"}
-    return replace(
+    return _biased(
+        config,
         described,
-        qkv_bias=bias,
-        out_bias=bias,
         qk_norm=True,
         norm_rotated=True,
         ropes={"all": rope},
-        names={} if config.get("standard_names") else own,
+        names=_own(config, own),
     )
 
 
@@ -207,7 +213,6 @@ def _apertus(config: Config) -> DecoderConfig:
         raise StartError(
             "config.json of type 'apertus' has norms elsewhere (post_norm, qk_norm), which are not computed"
         )
-    bias = bool(config.get("attention_bias", False))
     scaled = {
         "rope_type": "llama3",
         "rope_theta": 12_000_000.0,
@@ -221,15 +226,14 @@ def _apertus(config: Config) -> DecoderConfig:
     longest = config.get("max_position_embeddings") or 65_536
     described = base({"hidden_act": "xielu", "rms_norm_eps": 1e-5, **config, "max_position_embeddings": longest})
     own = {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"}
-    return replace(
+    return _biased(
+        config,
         described,
-        qkv_bias=bias,
-        out_bias=bias,
         qk_norm=True,
         gated=False,
         ropes={"all": {"rope_theta": theta, **given}},
         longest=longest,  # includes the scaling
-        names={} if config.get("standard_names") else own,
+        names=_own(config, own),
     )
 
 
@@ -245,12 +249,10 @@ def _cohere2(config: Config) -> DecoderConfig:
     pattern = config.get("sliding_window_pattern") or 4
     sliding = sliding_layers(config, lambda layer: (layer + 1) % pattern != 0)
     windows = windows_of({"sliding_window": 4096, **config}, sliding)
-    bias = bool(config.get("attention_bias", False))
     settings = {"max_position_embeddings": 8192, "tie_word_embeddings": True, **config, "head_dim": None}
-    return replace(
+    return _biased(
+        config,
         base({**settings, "rms_norm_eps": config.get("layer_norm_eps") or 1e-5}),
-        qkv_bias=bias,
-        out_bias=bias,
         interleaved=True,
         layer_norm=True,
         parallel=True,
