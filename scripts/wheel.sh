@@ -22,7 +22,8 @@ PATH=$PWD/$tools/bin:$PATH "$tools/bin/auditwheel" repair -w "$work/repaired" "$
 cp "$work"/repaired/*.whl dist/
 wheel=$(ls "$work"/repaired/*.whl)
 # auditwheel has put nghttp2 into the wheel, so that it is needed where wheels are made and nowhere else.
-"$tools/bin/python" -m zipfile -l "$wheel" | grep -q "inflight/wire/_http2" ||
+# (`grep -q` would leave at the first match, and the list before it would fail.)
+"$tools/bin/python" -m zipfile -l "$wheel" | grep "inflight/wire/_http2" > /dev/null ||
     { echo "the wheel lacks the gRPC engine: install libnghttp2-dev" >&2; exit 1; }
 echo "dist/$(basename "$wheel"), $(du -k "$wheel" | cut -f1) KiB"
 [ "${1:-}" = test ] || exit 0

@@ -113,8 +113,15 @@ def measure(model: NativeDecoder, load: Load, seconds: float = 2.0) -> tuple[flo
     return sorted(times)[len(times) // 2], sorted(lines.values(), key=lambda line: -line.seconds)
 
 
-def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cache_dtype: str = "auto") -> str:
-    """The table of all loads, as text."""
+def report(
+    folder: str | Path,
+    threads: int = 2,
+    quantize: str = "none",
+    kv_cache_dtype: str = "auto",
+    *,
+    seconds_each: float = 2.0,
+) -> str:
+    """The table of all loads, as text; each is measured for `seconds_each`."""
     model = open_model(folder, threads, quantize, kv_cache_dtype)
     lines = [
         f"{model.family}, {model.isa}, {threads} threads, weights {model.weight_bytes / 1e6:.0f} MB ({quantize})",
@@ -124,7 +131,7 @@ def report(folder: str | Path, threads: int = 2, quantize: str = "none", kv_cach
     for load in LOADS:
         if load.context + load.tokens > model.max_positions:
             continue
-        seconds, operators = measure(model, load)
+        seconds, operators = measure(model, load, seconds_each)
         total = Line(
             "all",
             seconds,
