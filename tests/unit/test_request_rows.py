@@ -7,14 +7,18 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inflight.contract import Array, Outcome, Result, Table
 from inflight.errors import Cancelled, DeadlineExceeded, InflightError, ModelError
+from inflight.link import frames, parts
+from inflight.router import replica as replica_module
 from inflight.router.request import Request, spans
 from inflight.servable import add_stage, declare_model, register_method
 from tests.unit.pipelines import Double, Running
@@ -137,3 +141,24 @@ def test_rows_of_one_form_run_together_whatever_they_came_in(running: Callable[.
         *(np.arange(10).reshape(5, 2) * 2).tolist(),
         [14, 14],
     ]
+
+
+def test_instances_for_another_machine_are_divided_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, whatever request they are of; what fits no frame fails alone, and ends a request that has no other."""
+    monkeypatch.setattr(replica_module, "MAX_VALUES", 1000)
+    monkeypatch.setattr(replica_module, "parts", partial(parts, most=100))
+    monkeypatch.setattr(replica_module, "frames", partial(frames, most=100))
+    results: list[Result] = []
+    sizes = [(60, 60, 30), (2000,), (30, 0, 2000, 8)]
+    made = [request([[bytes(size)] for size in of], results) for of in sizes]
+    table = request(Table([np.zeros((3, 10), np.float32)]), results)
+    instances = [instance for each in (*made, table) for instance in each.instances]
+    groups = [list(some) for some in replica_module._framed(instances)]
+    large = {3, 6}
+    wanted = [instance for at, instance in enumerate(instances) if at not in large]
+    assert [instance for some in groups for instance in some] == wanted
+    assert [len(some) for some in groups] == [1, 2, 3, 2, 1]  # of 60, 90, 38, 80 and 40 bytes
+    ((failed,),) = results  # the second request had nothing else
+    assert "an instance of 2000 bytes cannot be sent to a worker on another machine" in str(failed)
+    (index,) = made[2].outcomes
+    assert index == 2
