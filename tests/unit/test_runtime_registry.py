@@ -174,3 +174,10 @@ class _Hides:
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] == self.package:
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+
+
+def test_older_runtimes_find_the_specification_where_it_was() -> None:
+    import inflight.types
+    from inflight.contract import TensorSpec
+
+    assert inflight.types.TensorSpec is TensorSpec
