@@ -54,7 +54,10 @@ from inflight.text import Tokenizer, shown
 
 log = logging.getLogger("inflight")
 
-NO_DRAFTS = "guesses are checked exactly for models without recurrent states on the CPU engine only"
+NO_DRAFTS = (
+    "guesses are checked exactly on the CPU engine only, and with recurrent states need memory for those behind guesses "
+    "(raise --kv-cache-memory)"
+)
 
 ENCODER = "encoder"
 """Family of models that only embed."""

@@ -121,7 +121,7 @@ class NativeDecoder(CausalLM):
         loader.finish(self._program)
         self.weight_bytes = self._program.bytes
         self.state_bytes = self._program.state_bytes
-        self.drafts = not self.state_bytes  # a recurrent state cannot be taken back to the last right guess
+        self.drafts = True
         log.info("CPU engine: %s, %d threads, weights %d MB", self.isa, self.threads, self.weight_bytes // 1_000_000)
 
     def _build(self, loader: WeightLoader, quant: QuantConfig) -> None:

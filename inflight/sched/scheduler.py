@@ -317,7 +317,7 @@ class Scheduler:
                 draft.grants.append((row.id, block))
             guesses = self._guesses.plan(row, draft, len(self._running), bars) if guess or row.draft else 0
             row.planned += 1
-            if row.state is not None:
+            if row.state is not None and not guesses and not row.spread:  # else its position is not known
                 self.states.save_decoding(row, draft.saves)
             self._sample(row, draft, guesses)
             draft.rows += 1

@@ -58,10 +58,18 @@ def count_blocks(
     return count
 
 
+MOST_SPARE = 16
+"""States behind guessed tokens, at most: a step guesses no more of them."""
 LEAST_ALIGN, MOST_ALIGN = 64, 4096
 """Bounds of the distance in tokens between saved states of one prompt."""
 FEW_ROWS = 4
 """Rows that have a state at least, as long as the memory lasts."""
+
+
+def count_spare(state_bytes: int, room: int) -> int:
+    """The number of states behind guessed tokens that a step keeps until it is known which are right: at most a
+    sixteenth of the memory. Args: see `count_states`."""
+    return min(MOST_SPARE, room // 16 // state_bytes)
 
 
 def count_states(

@@ -31,7 +31,7 @@ FRESH = 16
 """A row that misses more tokens than this has not just been decoded: the draft model reads its prompt, or what came
 while the row did not guess."""
 
-NO_CHECK = "guesses are checked exactly for models without recurrent states on the CPU engine only"
+NO_CHECK = "guesses are checked exactly on the CPU engine only"
 
 Choose = Callable[[ModelArray, Sequence[int], int, "Array | None"], Array]
 """Samples from logits (float32 [S, V]): of the rows of the batch that are named, behind so many guesses; the index of
@@ -98,7 +98,7 @@ class DraftModel:
             loaded = load_model(settings.of_draft(drafting.path), ranks, device, None, drafting)
         except StartError as error:
             raise StartError(f"--draft-model '{settings.draft_model.path}': {error}") from error
-        if not loaded.drafts:
+        if not loaded.drafts or loaded.state_bytes:
             raise StartError(
                 f"--draft-model '{drafting.path}': a draft model runs on the CPU engine and has no recurrent states, "
                 "which could not be taken back to the last right guess; give another one"

@@ -80,6 +80,8 @@ class InputBatch:
         adapters: int64 [rows], number of each row's adapter, 0 for none.
         tokens: int32 [rows, width], known tokens of each row.
         known, computed, prompt: int64 [rows]; tokens that are known, that have keys in the cache, of the prompt.
+        restores: after `accept`, copies of recurrent states, from a slot to one: those of rows that guessed wrong are
+            taken back to the last right guess.
     """
 
     def __init__(self, max_rows: int, block_size: int, switch: int = 0, stretched: int = 0) -> None:
@@ -98,6 +100,8 @@ class InputBatch:
         self._images: list[RowImages | None] = []  # of each row; None: none that is not computed
         self._shift = np.zeros(max_rows, np.int64)  # of each row's tokens behind its images, see `DecodeRows`
         self._states = np.zeros(max_rows, np.int64)  # slot of each row's recurrent state
+        self._behind: dict[int, Sequence[int]] = {}  # slots of the states behind all but the last guess, by row
+        self.restores: list[tuple[int, int]] = []
         self.adapters = np.zeros(max_rows, np.int64)
         self._reach = np.zeros(max_rows, np.int64)  # the least `reach` of a row's tokens, see `ForwardBatch`
         self._all_sampled = False  # in the last step
@@ -209,6 +213,7 @@ class InputBatch:
         """
         self._all_sampled = len(rows) == len(self.ids)
         kept: list[int] = []
+        self.restores = []
         first = 0
         for row, count in zip(rows, places):
             known, own = int(self.known[row]), tokens[first : first + count]
@@ -217,6 +222,8 @@ class InputBatch:
             self.tokens[row, known : known + right] = own[:right]
             self.known[row] = known + right
             self.computed[row] = known + right - 1  # what was computed behind a wrong guess is computed again
+            if right < count and row in self._behind:
+                self.restores.append((self._behind[row][right - 1], int(self._states[row])))
             kept += range(first, first + right)
             first += count
         return kept
@@ -243,6 +250,7 @@ class InputBatch:
         hold: Sequence[int],
         saves: Sequence[tuple[int, int, int]] = (),
         guesses: Mapping[int, int] = {},
+        spare: Sequence[int] = (),
     ) -> StepInput:
         """Takes the tokens of one step: one for every row that decodes, then the chunks, then rows with guesses. Counts
         them as computed.
@@ -252,6 +260,7 @@ class InputBatch:
             hold: ids of rows that do not decode in this step.
             saves: see `StepPlan`.
             guesses: of rows that decode, see `guessed`.
+            spare: slots for recurrent states, at least one for each guess; none: there are no such states.
         """
         chunks = {**chunks, **{row: 1 + guesses[row] for row in guesses}}
         taken = self._take(self._decodes(chunks, hold), chunks)
@@ -271,7 +280,9 @@ class InputBatch:
         reach = None
         if chunks and (self._switch or self._stretched):
             reach = np.maximum(taken.positions + 1, np.repeat(self._reach[index], lengths))
-        save_at, save_to = self._saves(rows, ends, saves) if saves else (None, None)
+        self._behind = _divided(spare, guesses) if spare else {}
+        kept = bool(saves or self._behind)
+        save_at, save_to = self._saves(rows, ends, saves) if kept else (None, None)
         batch = ForwardBatch(
             token_ids=taken.token_ids,
             positions=taken.positions,
@@ -360,6 +371,8 @@ class InputBatch:
         for id, position, slot in saves:
             row = self._index[id]
             found.append((int(ends[places[row]]) - (int(self.computed[row]) - position), slot))
+        for row, slots in self._behind.items():
+            found += zip(range(int(ends[places[row]]) - len(slots), int(ends[places[row]])), slots)
         ordered = np.array(sorted(found), np.int64)
         return ordered[:, 0], ordered[:, 1]
 
@@ -387,6 +400,15 @@ class InputBatch:
             self.tokens, self._decode_rows = _widened(self.tokens, end * self.block_size + 1), None
         self._blocks[row, begin:end] = blocks
         self._num_blocks[row] = end
+
+
+def _divided(spare: Sequence[int], guesses: Mapping[int, int]) -> dict[int, Sequence[int]]:
+    """A slot for each guess, by row."""
+    found, first = dict[int, Sequence[int]](), 0
+    for row, count in guesses.items():
+        found[row] = spare[first : first + count]
+        first += count
+    return found
 
 
 def _sampled_at(ends: Array, rows: list[int], sampled: list[int], guesses: Mapping[int, int]) -> list[Array]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
@@ -16,6 +17,7 @@ from inflight.contract import (
     Array,
     CacheSize,
     Draft,
+    ModelFacts,
     ShardJob,
     ShardOffer,
     StateSize,
@@ -38,7 +40,7 @@ from inflight.models import (
     decoder_scores,
     load_model,
 )
-from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_states
+from inflight.shard.cache_size import CPU_SHARE, SHARE, count_blocks, count_spare, count_states
 from inflight.shard.draft_model import DraftModel, Guessed
 from inflight.shard.input_batch import InputBatch, Scored
 from inflight.shard.page_desk import Opening
@@ -85,8 +87,8 @@ class ModelRunner:
         self._sampler = _sampler_of(model, job.model, watermark)
         _trim()
         longest = min(job.max_model_len or model.max_positions, model.max_positions)
-        states = self._make_states(job, longest)
-        cache = self._make_cache(job, longest, states.slots * states.bytes)
+        states, self._spare = self._make_states(job, longest)
+        cache = self._make_cache(job, longest, (states.slots + len(self._spare or ())) * states.bytes)
         self._batch = InputBatch(job.max_rows, cache.block_size, model.switch, model.stretched)
         self._step = 0
         self._leaving: list[int] = []  # adapters that go when no row wears them
@@ -103,21 +105,35 @@ class ModelRunner:
         limits = job.max_rows, longest, device.type
         drafting = 0 if self._draft is None else min(self._draft.longest, longest)
         told = model.adapters, opening.contents, drafting
-        self.offer = ShardOffer(model.facts, cache, *limits, size, states, pages, *told)
+        facts = (
+            model.facts if self._spare is None or self._spare else msgspec.structs.replace(model.facts, drafts=False)
+        )
+        self.offer = ShardOffer(facts, cache, *limits, size, states, pages, *told)
 
-    def _make_states(self, job: ShardJob, longest: int) -> StateSize:
+    @property
+    def _facts(self) -> ModelFacts:
+        """Those of the model, which guesses nothing where there is no memory for the states behind guesses."""
+        facts = self._model.facts
+        return facts if self._spare is None or len(self._spare) else msgspec.structs.replace(facts, drafts=False)
+
+    def _make_states(self, job: ShardJob, longest: int) -> tuple[StateSize, Sequence[int] | None]:
         """Makes memory for recurrent states, where the model has recurrent layers.
+
+        Returns:
+            Their number, and further slots for the states behind guessed tokens; None: the model has no states.
 
         Raises:
             StartError: the memory does not suffice.
         """
         model, size = self._model, job.model.block_size
         if not model.state_bytes:
-            return StateSize()
+            return StateSize(), None
         room = job.model.kv_cache_bytes or int(self._device.available_memory() * CPU_SHARE) // job.replicas
+        spare = count_spare(model.state_bytes, room) if model.drafts else 0
+        room -= spare * model.state_bytes
         states = count_states(model.state_bytes, model.block_bytes(size), size, room, job.max_rows, longest)
-        model.make_states(states.slots)
-        return states
+        model.make_states(states.slots + spare)
+        return states, range(states.slots, states.slots + spare)
 
     def _make_cache(self, job: ShardJob, longest: int, taken: int = 0) -> CacheSize:
         """Makes the cache as large as the job and the memory allow.
@@ -164,7 +180,7 @@ class ModelRunner:
             self._draft.follow(plan)
         if self._leaving:
             self._let_go()
-        guesses = self._batch.guessed(plan.drafts) if plan.drafts else {}
+        guesses = self._within(self._batch.guessed(plan.drafts)) if plan.drafts else {}
         if self._draft is None or not any(draft.model for draft in plan.drafts):
             return self._computed(plan, chunks, guesses, failed, began)
         asked = time.perf_counter()
@@ -178,8 +194,19 @@ class ModelRunner:
         """The guesses of the draft model for rows that have no other."""
         assert self._draft is not None
         rows = {self._batch.row(draft.id): draft.model for draft in drafts if draft.model}
-        rows = {row: most for row, most in rows.items() if row not in guesses}
+        rows = self._within({row: most for row, most in rows.items() if row not in guesses}, sum(guesses.values()))
         return self._draft.guess(self._batch, rows, self._choose)
+
+    def _within(self, guesses: dict[int, int], taken: int = 0) -> dict[int, int]:
+        """As many of these guesses as there is room for the states behind them. Args: taken: by other guesses."""
+        if self._spare is None:
+            return guesses
+        left, kept = len(self._spare) - taken, dict[int, int]()
+        for row, count in guesses.items():
+            if count := min(count, left):
+                kept[row] = count
+                left -= count
+        return kept
 
     def _choose(self, logits: ModelArray, rows: Sequence[int], place: int, best: Array | None) -> Array:
         """Samples from a draft model's logits as these rows do, behind so many guesses (`Choose`)."""
@@ -284,7 +311,7 @@ class ModelRunner:
         failed: dict[int, str],
         began: float,
     ) -> StepResult | None:
-        step = self._batch.step(chunks, plan.hold, plan.saves, guesses)
+        step = self._batch.step(chunks, plan.hold, plan.saves, guesses, self._spare or ())
         logits = self._model.forward(step.batch)
         if self._ranks.rank:
             self._append(step.sampled, step.places, self._shared(np.zeros(sum(step.places), np.int64)))
@@ -329,7 +356,10 @@ class ModelRunner:
     def _append(self, sampled: list[int], places: list[int], tokens: Array) -> Sequence[int]:
         """Appends what was sampled at all places to the rows; returns the places whose tokens were."""
         if len(tokens) > len(sampled):
-            return self._batch.accept(sampled, places, tokens)
+            kept = self._batch.accept(sampled, places, tokens)
+            for source, to in self._batch.restores:
+                self._model.copy_state(source, to)
+            return kept
         self._batch.append(sampled, tokens)
         return range(len(tokens))
 
@@ -357,7 +387,7 @@ class ModelRunner:
         if masks:
             first = {batch.ids[row]: place for place, row in reversed(list(enumerate(rows)))}
             for id, mask in masks:
-                if id in first and batch.ids[rows[first[id]]] == id:
+                if id in first and first[id] < len(rows) and batch.ids[rows[first[id]]] == id:
                     places[first[id]] = mask
                     first[id] += 1
         best = self._model.best
