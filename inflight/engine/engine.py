@@ -55,8 +55,8 @@ from inflight.text import Tokenizer, shown
 log = logging.getLogger("inflight")
 
 NO_DRAFTS = (
-    "guesses are checked exactly on the CPU engine only, and with recurrent states need memory for those behind guesses "
-    "(raise --kv-cache-memory)"
+    "guesses are checked exactly on the CPU engine only, and recurrent states need memory for those behind guesses: "
+    "raise --kv-cache-memory"
 )
 
 ENCODER = "encoder"
