@@ -191,8 +191,6 @@ def test_a_draft_model_that_cannot_guess_is_refused(stranger: Path, tmp_path: Pa
     save_recurrent("Qwen3_5", tmp_path / "recurrent")
     with pytest.raises(StartError, match="has no recurrent states"):
         drafted(tmp_path / "recurrent")
-    with pytest.raises(StartError, match=r"--draft-model cannot be used with 'recurrent': guesses are checked exactly"):
-        make_runner(tmp_path / "recurrent", draft_model=DraftConfig(stranger))
     with pytest.raises(StartError, match="on the CPU engine only"):
         drafted(POCKET, cpu_engine="torch")
     with pytest.raises(StartError, match=r"--draft-model '.*nothing': "):
