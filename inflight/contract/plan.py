@@ -451,6 +451,10 @@ class ModelFacts(msgspec.Struct, frozen=True):
     stretched: int = 0
     drafts: bool = False
 
+    def without_drafts(self) -> ModelFacts:
+        """Those of the same model where no guesses can be checked."""
+        return msgspec.structs.replace(self, drafts=False)
+
 
 class CacheSize(msgspec.Struct, frozen=True):
     """A paged cache: blocks are numbered from 0, `block_size` is in tokens, `bytes` is this rank's memory."""

@@ -71,6 +71,7 @@ class Guesses:
         left = running - draft.rows  # rows whose newest tokens are still to come, this one included
         used = draft.rows + sum(each.room for each in draft.drafts) + left
         room = min(self._text.room - used, draft.budget - left, (len(row.blocks) + pool.free) * size - place)
+        room = self._cache.states.guesses(row, room)
         text, model = (max(0, min(row.guesses(most), room)) for most in (text, model))
         most = max(text, model)
         if most <= 0:

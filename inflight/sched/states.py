@@ -11,6 +11,9 @@ TRAIL = 32
 """Tokens after which the recurrent state of a row that decodes is saved anew, so that the next turn of a chat begins
 near the end of the last answer. A copy takes some 1 % of the time of so many steps."""
 
+IN_FLIGHT = 2
+"""Further plans that are made before the answer of one."""
+
 Saves: TypeAlias = "list[tuple[int, int, int]]"
 """Copies within a plan: the row, the number of tokens before the state, the slot that it is copied to."""
 
@@ -179,6 +182,14 @@ class States:
         for slot, digest in self._saving:
             self.pool.publish(slot, digest)
         self._saving.clear()
+
+    def guesses(self, row: Sequence, most: int) -> int:
+        """How many of these tokens a row may guess: it decodes the place where its state is saved, and those before it
+        in the plans in flight, one by one, so that the place is known when it is planned."""
+        if row.state is None or row.trail is not None or row.sampling.needs_whole_prompt:
+            return most
+        place = (row.planned // self._stride + 1) * self._stride
+        return min(most, place - row.planned - row.spread - 1 - IN_FLIGHT)
 
     def save_decoding(self, row: Sequence, saves: Saves) -> None:
         """Plans a copy of a decoding row's state now and then. It is published when the tokens before it are known

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from inflight.checkpoint import ModelFolder, SentenceModel, open_model
@@ -105,16 +104,13 @@ class ModelRunner:
         limits = job.max_rows, longest, device.type
         drafting = 0 if self._draft is None else min(self._draft.longest, longest)
         told = model.adapters, opening.contents, drafting
-        facts = (
-            model.facts if self._spare is None or self._spare else msgspec.structs.replace(model.facts, drafts=False)
-        )
-        self.offer = ShardOffer(facts, cache, *limits, size, states, pages, *told)
+        self.offer = ShardOffer(self._facts, cache, *limits, size, states, pages, *told)
 
     @property
     def _facts(self) -> ModelFacts:
         """Those of the model, which guesses nothing where there is no memory for the states behind guesses."""
         facts = self._model.facts
-        return facts if self._spare is None or len(self._spare) else msgspec.structs.replace(facts, drafts=False)
+        return facts if self._spare is None or len(self._spare) else facts.without_drafts()
 
     def _make_states(self, job: ShardJob, longest: int) -> tuple[StateSize, Sequence[int] | None]:
         """Makes memory for recurrent states, where the model has recurrent layers.
