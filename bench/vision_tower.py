@@ -1,153 +1,46 @@
-"""How fast the CPU engine computes vision towers, beside transformers on the same tower.
+"""How fast the CPU engine computes vision towers, beside transformers and llama.cpp on the same tower.
 
-    python -m bench.vision_tower [--towers siglip-b-512,qwen3-vl] [--types float32,bfloat16,int8] [--rounds 5]
-        [--minutes 7.5]
+    python -m bench.vision_tower [--towers siglip-b,qwen3-vl] [--types float32,bfloat16,int8] [--rounds 5]
+        [--minutes 7.5] [--llamacpp .venv-llamacpp]
 
-Random weights of a published model's sizes are saved once, and both read them. In each round every contestant computes
-one tile (or one image), one after the other; a figure is the median of the rounds, of which no further one begins once
-a tower has used its part of the minutes. The share is that of the fastest product of large matrices on this machine,
-ours or torch's, in the contestant's type (8 bits: in bfloat16). For ours it also says where the time
-goes.
+Random weights of published sizes (bench/vision_cases.py) are saved once, and all read them: llama.cpp as the GGUF file
+that its converter makes of them, in F16 beside our bfloat16 and in Q8_0 beside our int8. In each round every contestant
+computes one picture, one after the other; a figure is the median of the rounds, of which no further one begins once a
+tower has used its part of the minutes. The share is that of the fastest product of large matrices on this machine, ours
+or torch's, in the contestant's type (8 bits: in bfloat16). For ours it also says where the time goes.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import transformers
+from gguf import GGMLQuantizationType as Type
 
-from inflight.checkpoint import open_model
-from inflight.contract import Grid
+from bench.vision_cases import CASES, TYPES, Case, LlamaCpp, Run, ours, save, theirs
 from inflight.kernels import Format, Precision, TowerArrays, TowerProgram
-from inflight.vision.towers.base import Prepared
-from inflight.vision.towers.native_parts import NativeSettings
-from inflight.vision.towers.native_tower import native_tower
-
-TEXT = {"num_hidden_layers": 1, "vocab_size": 256, "pad_token_id": 0, "num_attention_heads": 8, "intermediate_size": 64}
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Run = Callable[[], Any]
 
 
-@dataclass(frozen=True)
-class Case:
-    """A tower with its picture.
-
-    Attributes:
-        model: makes transformers' model.
-        pixels: height and width.
-        operations: arithmetic ones for the picture.
-    """
-
-    model: Callable[[], Any]
-    pixels: tuple[int, int]
-    operations: float
-
-
-def encoder_operations(rows: int, hidden: int, inner: int, layers: int, patch: int, join: float) -> float:
-    """Multiplications and additions of a plain encoder and of what joins it, which has `join` multiplications."""
-    products = rows * (4 * hidden * hidden + 2 * hidden * inner)
-    return 2.0 * (layers * (products + 2 * rows * rows * hidden) + rows * patch * hidden + join)
-
-
-def siglip() -> Any:
-    """SmolVLM-256M's tower."""
-    config = transformers.SmolVLMConfig(
-        text_config={"model_type": "llama", **TEXT, "hidden_size": 576, "num_key_value_heads": 8},
-        vision_config={
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 512,
-            "patch_size": 16,
-        },
-        scale_factor=4,
-        image_token_id=200,
-    )
-    return transformers.SmolVLMForConditionalGeneration(config)
-
-
-def qwen() -> Any:
-    """Qwen3-VL-2B's tower."""
-    config = transformers.Qwen3VLConfig(
-        text_config={
-            **TEXT,
-            "hidden_size": 2048,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
-        },
-        vision_config={
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "depth": 24,
-            "num_heads": 16,
-            "out_hidden_size": 2048,
-            "deepstack_visual_indexes": [5, 11, 17],
-        },
-    )
-    return transformers.Qwen3VLForConditionalGeneration(config)
-
-
-CASES = {
-    "siglip-b-512": Case(siglip, (512, 512), encoder_operations(1024, 768, 3072, 12, 768, 64 * 16 * 768 * 576)),
-    "qwen3-vl": Case(
-        qwen,
-        (480, 640),
-        encoder_operations(1200, 1024, 4096, 24, 768, 4 * 300 * (4096 * 4096 + 4096 * 2048)),
-    ),
-}
-
-
-def theirs(model: Any, pixels: np.ndarray, dtype: torch.dtype) -> Run:
-    """transformers' tower and join, called on prepared pixels."""
-    inner = model.model.to(dtype)
-    if hasattr(model.config, "image_token_id") and model.config.model_type == "qwen3_vl":
-        height, width = pixels.shape[1:]
-        film = np.stack([pixels, pixels]).reshape(2, 3, height // 32, 2, 16, width // 32, 2, 16)
-        cut = np.ascontiguousarray(film.transpose(2, 5, 3, 6, 1, 0, 4, 7)).reshape(-1, 3 * 2 * 16 * 16)
-        values, grid = torch.from_numpy(cut).to(dtype), torch.tensor([[1, height // 16, width // 16]])
-        return lambda: inner.get_image_features(values, grid)
-    values = torch.from_numpy(pixels)[None, None].to(dtype)
-    return lambda: inner.get_image_features(values)
-
-
-def contestants(case: Case, folder: Path, threads: int, types: list[str]) -> dict[str, Run]:
+def contestants(case: Case, folder: Path, threads: int, types: list[str], llamacpp: Path | None) -> dict[str, Run]:
     """By name, each with its weights loaded."""
-    generator = np.random.default_rng(0)
-    pixels = generator.standard_normal((3, *case.pixels), np.float32)
-    torch.manual_seed(0)
-    model = case.model()
-    model.save_pretrained(folder)
+    save(case, folder)
     runs: dict[str, Run] = {}
     for name in types:
-        if name == "int8":
-            continue
-        dtype = TYPES[name]
-        other = type(model).from_pretrained(folder).eval()
-        runs[f"transformers {name}"] = theirs(other, pixels, dtype)
-    prepared = Prepared(Grid(1, 1), pixels[None], case.pixels)
-    opened = open_model(folder)
-    config = json.loads((folder / "config.json").read_text())
-    for name in types:
-        settings = NativeSettings(threads, "float32" if name == "float32" else "bfloat16", int8=name == "int8")
-        with opened.weights() as weights:
-            tower = native_tower(config, weights, settings)
-        assert tower is not None
-        runs[f"ours {name}"] = partial(tower.run, prepared)
+        if name in TYPES:
+            runs[f"transformers {name}"] = theirs(case, folder, TYPES[name])
+        if llamacpp is not None and name != "float32":
+            kind = Type.Q8_0 if name == "int8" else Type.F16
+            runs[f"llama.cpp {kind.name}"] = LlamaCpp(case, folder, kind, threads, llamacpp)
+        runs[f"ours {name}"] = ours(case, folder, name, threads)
     return runs
 
 
@@ -196,6 +89,18 @@ def medians(runs: dict[str, Run], rounds: int, until: float = float("inf")) -> t
     return {name: statistics.median(each) for name, each in seconds.items()}, max(map(len, seconds.values()))
 
 
+def report(case: Case, found: dict[str, float], best: dict[str, float]) -> None:
+    """Prints each contestant's seconds, and the ratios of ours to the others of its type."""
+    for contestant, seconds in found.items():
+        name = contestant.split()[-1]
+        form = "float32" if name == "float32" else "bfloat16"
+        peers = {"bfloat16": ("transformers bfloat16", "llama.cpp F16"), "int8": ("llama.cpp Q8_0",)}
+        rivals = peers.get(name, ("transformers float32",)) if contestant.startswith("ours") else ()
+        ratios = ", ".join(f"{found[peer] / seconds:.2f} x {peer}" for peer in rivals if peer in found)
+        rate = case.operations / seconds / 1e9
+        print(f"  {contestant:22} {seconds:6.3f} s {rate:6.0f} Gop/s {rate / best[form]:5.0%}  {ratios}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--towers", default=",".join(CASES))
@@ -203,6 +108,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--llamacpp", type=Path, help="the environment of bench/setup_cpu_peers.sh")
     arguments = parser.parse_args()
     began, towers = time.perf_counter(), arguments.towers.split(",")
     torch.set_num_threads(arguments.threads)
@@ -210,18 +116,19 @@ def main() -> None:
     seconds_of, _ = medians(products(arguments.threads, types), 5)
     speed = {name: 2 * 1024 * 4096**2 / each / 1e9 for name, each in seconds_of.items()}
     best = {name: max(speed[f"torch {name}"], speed[f"ours {name}"]) for name in TYPES if name in types}
+    best.setdefault("bfloat16", best.get("float32", 0.0))
     print("products: " + ", ".join(f"{name} {each:.0f} Gop/s" for name, each in speed.items()), flush=True)
     for index, name in enumerate(towers, 1):
+        case = CASES[name]
         with tempfile.TemporaryDirectory() as folder:
-            runs = contestants(CASES[name], Path(folder), arguments.threads, types)
-        until = began + 60 * arguments.minutes * index / len(towers)
-        found, rounds = medians(runs, arguments.rounds, until)
-        print(f"\n{name}, {CASES[name].operations / 1e12:.2f} Top, {rounds} rounds")
-        for contestant, seconds in found.items():
-            form = "float32" if "float32" in contestant else "bfloat16"
-            rate, base = CASES[name].operations / seconds / 1e9, found[f"transformers {form}"]
-            share, times = rate / best[form], base / seconds
-            print(f"  {contestant:22} {seconds:6.3f} s {rate:6.0f} Gop/s {share:5.0%} {times:5.2f}x", flush=True)
+            runs = contestants(case, Path(folder), arguments.threads, types, arguments.llamacpp)
+            until = began + 60 * arguments.minutes * index / len(towers)
+            found, rounds = medians(runs, arguments.rounds, until)
+            for run in runs.values():
+                if isinstance(run, LlamaCpp):
+                    run.close()
+        print(f"\n{name}: {case.told}, {case.operations / 1e12:.2f} Top, {rounds} rounds")
+        report(case, found, best)
         for contestant in (contestant for contestant in found if contestant.startswith("ours")):
             print(f"  {contestant:22} {spent(runs[contestant])}", flush=True)
 

@@ -9,7 +9,7 @@ the chat template the family's form over plain text. `reference` opens the whole
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,13 @@ class Made:
         self.processor: dict[str, Any] = {}
 
 
-def save_vision(family: str, folder: Path, seed: int = 0, **settings: Any) -> Path:
+def save_vision(
+    family: str, folder: Path, seed: int = 0, sizes: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any
+) -> Path:
     """A checkpoint of a family, by `model_type`.
 
     Args:
+        sizes: values in place of its configuration's, by part of it; "" is the whole.
         settings: in place of the image processor's.
     """
     import torch
@@ -79,6 +82,10 @@ def save_vision(family: str, folder: Path, seed: int = 0, **settings: Any) -> Pa
     transformers.logging.set_verbosity_error()
     torch.manual_seed(seed)
     made = MAKERS[family]()
+    for part, values in (sizes or {}).items():
+        config = getattr(made.config, part) if part else made.config
+        for name, value in values.items():
+            setattr(config, name, value)
     model = transformers.AutoModelForImageTextToText.from_config(made.config)
     with torch.no_grad():
         for parameter in model.parameters():
