@@ -214,6 +214,9 @@ def renamed(family: str, folder: Path, layers: int) -> dict[str, np.ndarray]:
     config = json.loads((folder / "config.json").read_text())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, max(4, layers))  # joins have up to four products
     for name, tensor in load_file(folder / "model.safetensors").items():
+        if PROJECTORS[family] == "pixtral" and name.endswith("embed_tokens.weight"):
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            found["v.token_embd.img_break"] = tensor[tokenizer.token_to_id("[IMG_BREAK]")].numpy()
         if "language_model" in name or ".head." in name:
             continue
         if not any(part in name for part in ("vis", "connector", "multi_modal", "newline")):

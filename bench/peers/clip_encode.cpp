@@ -1,5 +1,5 @@
-// llama.cpp's vision tower, timed alone: `clip_encode FILE WIDTH HEIGHT THREADS` reads the vision part of a model from a
-// GGUF file, says "ready", and for each line of its input encodes one picture of noise and prints the seconds.
+// llama.cpp's vision tower, timed alone: `clip_encode FILE WIDTH HEIGHT THREADS` reads the vision part of a model from
+// a GGUF file, says "ready", and for each line of its input encodes one picture of noise and prints the seconds.
 //
 // Against llama.cpp's own sources and libraries (bench/setup_cpu_peers.sh); bench/vision_cases.py compiles it.
 #include <chrono>
@@ -12,9 +12,9 @@
 #include "clip-impl.h"
 #include "clip.h"
 
-static void silent(ggml_log_level, const char *, void *) {}
+static void silent(ggml_log_level, const char*, void*) {}
 
-int main(int argc, char ** argv) {
+int main(int argc, char** argv) {
     if (argc != 5) {
         std::fprintf(stderr, "clip_encode FILE WIDTH HEIGHT THREADS\n");
         return 2;
@@ -24,7 +24,7 @@ int main(int argc, char ** argv) {
     settings.use_gpu = false;
     settings.flash_attn_type = CLIP_FLASH_ATTN_TYPE_AUTO;
     settings.image_min_tokens = settings.image_max_tokens = -1;
-    clip_ctx * context = clip_init(argv[1], settings).ctx_v;
+    clip_ctx* context = clip_init(argv[1], settings).ctx_v;
     if (context == nullptr) {
         std::fprintf(stderr, "the file cannot be read\n");
         return 1;
@@ -33,7 +33,7 @@ int main(int argc, char ** argv) {
     std::mt19937 generator(0);
     std::normal_distribution<float> noise;
     std::vector<float> pixels(size_t(width) * height * 3), rows;
-    for (float & value : pixels) value = noise(generator);
+    for (float& value : pixels) value = noise(generator);
     clip_image_f32 image;
     image.set_size({width, height}, false, false);
     image.cpy_buf(pixels);
