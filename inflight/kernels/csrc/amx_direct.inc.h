@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kTileSteps = 16;   // of a panel, in a tile of weights
 constexpr int64_t kBandTiles = 16;   // row tiles whose sums wait beside a chunk
-constexpr int64_t kChunkTiles = 16;  // tiles of weights of a chunk, about
+constexpr int64_t kChunkTiles = 16;  // tiles of weights of a chunk, about; up to 24 are one
 constexpr int64_t kSumBytes = kPanel * 4;
 
 // Rows that are summed and not yet written to the target. They are written while the tiles of the next rows are summed,
@@ -84,15 +84,30 @@ void finish_rows(const Weights& w, const Input& in, Finishing& f, int64_t count,
     }
 }
 
-// Prefetches the lines of rows' outputs.
-INLINE void prefetch_outputs(int64_t panel, int64_t row, int64_t end, const Target& t) {
-    if (t.tiles) return;
-    const bool gate = t.mode == Mode::kGate;
-    const char* out = reinterpret_cast<const char*>(t.out + row * t.stride + panel * (gate ? kLanes : kPanel));
-    for (; row < end; row++, out += t.stride * 4) {
-        __builtin_prefetch(out, 1, 3);
-        if (!gate) __builtin_prefetch(out + 64, 1, 3);
+// Asks for the lines of rows' outputs, to be written, during a pass: all at once they would hold up what tiles load.
+struct Outputs {
+    const char* at;
+    int64_t row, end, stride, some;
+    bool two;
+
+    void next() {
+        const int64_t stop = row + some < end ? row + some : end;
+        for (; row < stop; row++, at += stride) {
+            __builtin_prefetch(at, 1, 3);
+            if (two) __builtin_prefetch(at + 64, 1, 3);
+        }
     }
+};
+
+INLINE Outputs outputs_of(int64_t panel, int64_t row, int64_t end, const Target& t, int64_t blocks) {
+    const bool gate = t.mode == Mode::kGate;
+    const float* out = t.out + row * t.stride + panel * (gate ? kLanes : kPanel);
+    return {reinterpret_cast<const char*>(out),
+            row,
+            end,
+            t.stride * 4,
+            (end - row + blocks - 1) / (blocks ? blocks : 1),
+            !gate};
 }
 
 // Prefetches into the second-level cache during a pass, as Fetch does: the first pair of tiles the rest of its own
@@ -205,7 +220,7 @@ void product_direct(const Weights& w, const Input& in, int64_t first, int64_t la
     constexpr bool integers = T == Format::kInt8;
     const int64_t steps = w.depth / step_of(T), blocks = steps / kTileSteps, tail = steps % kTileSteps;
     const int64_t chunks =
-        last_tile - first_tile > 2 && blocks > kChunkTiles ? (blocks + kChunkTiles - 1) / kChunkTiles : 1;
+        last_tile - first_tile > 2 && blocks > kChunkTiles ? (blocks + kChunkTiles / 2 - 1) / kChunkTiles : 1;
     TileState state;
     alignas(64) char sums[2][kBandTiles * 16 * kSumBytes];
     int turn = 0;
@@ -232,10 +247,12 @@ void product_direct(const Weights& w, const Input& in, int64_t first, int64_t la
                     state.configure_products(p.rows[0], both ? p.rows[1] : p.rows[0], kTileSteps);
                     Stream stream = stream_of(p.weights, p.blocks, (t - band) / 2, pairs, in.rows);
                     const int64_t each = (before.end - before.row + p.blocks - 1) / (p.blocks ? p.blocks : 1),
-                                  some = each < 4 ? 4 : each;
-                    if (chunk + 1 == chunks) prefetch_outputs(panel, row, behind, target);
+                                  some = each < 2 ? 2 : each;
+                    const bool ends = chunk + 1 == chunks;
+                    Outputs outputs = outputs_of(panel, row, ends && !target.tiles ? behind : row, target, p.blocks);
                     auto meanwhile = [&] {
                         stream.next();
+                        outputs.next();
                         if (before.row < before.end) finish_rows<T>(w, in, before, some, target);
                     };
                     if (both)
@@ -243,7 +260,7 @@ void product_direct(const Weights& w, const Input& in, int64_t first, int64_t la
                     else
                         pass<integers, false>(p, meanwhile);
                     if (before.row < before.end) finish_rows<T>(w, in, before, before.end - before.row, target);
-                    if (chunk + 1 == chunks) before = {p.sums, panel, row, behind, row, border};
+                    if (ends) before = {p.sums, panel, row, behind, row, border};
                 }
             }
         }

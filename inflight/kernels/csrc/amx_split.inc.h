@@ -228,7 +228,7 @@ void product_split(const Weights& w, const Input& in, int64_t first, int64_t las
                                       sums[turn] + (row - start) * kSumBytes};
                     state.configure_products(p.rows[0], both ? p.rows[1] : p.rows[0], kTileSteps);
                     const int64_t some = (before.end - before.row + turns - 1) / turns;
-                    if (ends) prefetch_outputs(panel, row, behind, target);
+                    if (ends && !target.tiles) outputs_of(panel, row, behind, target, 1).next();
                     auto meanwhile = [&]() __attribute__((noinline)) {
                         next.some(share);
                         if (before.row < before.end) finish_some(some);

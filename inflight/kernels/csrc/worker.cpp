@@ -9,9 +9,9 @@ namespace inflight {
 
 namespace {
 
-constexpr int64_t kUnitBytes = 65536;    // of weights, in one unit of work
-constexpr int64_t kManyTiles = 8;        // row tiles of one unit of work
-constexpr int64_t kManyBlockTiles = 16;  // the same where a chunk of the panel is opened for all of them
+constexpr int64_t kUnitBytes = 65536;  // of weights, in one unit of work
+constexpr int64_t kManyTiles = 8;      // row tiles of one unit of work
+constexpr int64_t kMoreTiles = 16;     // the same on AMX, and where a chunk of the panel is opened for all of them
 
 // Brings floats into the second-level cache ahead of their use.
 void prefetch(const float* from, int64_t floats) {
@@ -212,7 +212,7 @@ Program::Worker::ProductPlan Program::Worker::plan_products(size_t number, int64
         if (plan.tiled) share.in.data = program.inner_.get();
         share.column = column;
         column += w.n;
-        share.bands = ceil_div(share.in.tiles, is_block(w.format) ? kManyBlockTiles : kManyTiles);
+        share.bands = ceil_div(share.in.tiles, kernels().lines || is_block(w.format) ? kMoreTiles : kManyTiles);
         share.band_tiles = ceil_div(share.in.tiles, std::max<int64_t>(1, share.bands));
         // Units of about 64 KiB of weights: long enough to stream, short enough to end together.
         share.panels = std::max<int64_t>(1, std::min<int64_t>(kUnitBytes / w.panel_bytes, w.panels / (4 * threads)));
@@ -250,7 +250,12 @@ void Program::Worker::product(size_t number, int64_t rows) {
         const ProductPlan::Share* share = plan.shares;
         for (; unit >= share->units; share++) unit -= share->units;
         const Weights& w = *share->w;
-        const int64_t panel = unit / share->bands * share->panels, tile = unit % share->bands * share->band_tiles;
+        // Where there are bands for all threads, each keeps to its rows: what these read and write stays in its own
+        // cache from product to product. Else the units of a panel follow each other, and it is read once.
+        const int64_t bands = share->bands, strips = share->units / bands;
+        const bool own = bands <= threads;
+        const int64_t panel = (own ? unit % strips : unit / bands) * share->panels,
+                      tile = (own ? unit / strips : unit % bands) * share->band_tiles;
         const int64_t last = std::min(w.panels, panel + share->panels),
                       last_tile = std::min(share->in.tiles, tile + share->band_tiles);
         if (apart) {  // the activation waits for the adapters
