@@ -195,7 +195,10 @@ class LlamaCpp(Contestant):
         self.path = Path(job.gguf) if job.gguf else job.files.gguf(job.precision)
         _quiet_llama(llama_cpp)
         llama_cpp.llama_backend_init()
-        model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), llama_cpp.llama_model_default_params())
+        params = llama_cpp.llama_model_default_params()
+        # Its products on AMX end with a signal where LFM2's convolutions have several sequences.
+        params.use_extra_bufts = not self.path.name.startswith("lfm2")
+        model = llama_cpp.llama_model_load_from_file(str(self.path).encode(), params)
         assert model, f"llama.cpp cannot load {self.path}"
         self.model = model
 
