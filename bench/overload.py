@@ -683,8 +683,11 @@ def _peak(crowd: Crowd, report: dict[str, Any], seconds: float) -> None:
         print(
             f"  {crowd.name}: {group.rate:.1f} streams/s of '{name}' begun, which clients that read at once ask for too"
         )
+    same = ""
+    if len(crowd.groups) > 1 and counted.count in peaks:
+        same = f", {reached / peaks[counted.count]:.2f} of as many connections"
     print(
-        f"  {crowd.name}: {reached:.0f} of {best:.0f} ({shown} beside the idle server): {reached / best:.2f}",
+        f"  {crowd.name}: {reached:.0f} of {best:.0f} ({shown} beside the idle server): {reached / best:.2f}{same}",
         flush=True,
     )
 

@@ -40,7 +40,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.7
 """Seconds: after a first refusal, and after the fourth in a row and all further ones."""
 SHARE = 0.1
 """Share of the event loop's time for reading callers again although there may be no place for them."""
-WASTE_SHARE = 0.04
+WASTE_SHARE = 0.02
 """Share of the time for requests that are let in and then refused. Each takes a place and the tokenizer from good ones,
 so it is smaller: with 0.1 a crowd of long prompts took 15 % of the server's process."""
 COST, COST_OF_CALL, COST_OF_CONNECTION, COST_OF_BYTE = 45e-6, 70e-6, 20e-6, 0.5e-9
@@ -58,7 +58,7 @@ LATELY = 10.0
 longer than a generation takes, since all that run in a batch may end, and come again, together."""
 COST_OF_MISTAKE = 300e-6
 """Seconds for a request that is let in and then refused, besides the time that the engine reports (`wasted`)."""
-BURST, DEBT, WASTE = 0.02, 0.05, 0.8
+BURST, DEBT, WASTE = 0.02, 0.05, 0.4
 """Limits of the budgets in seconds: how much either may save up, how far the one for refusals may be overdrawn, and how
 far the one for wasted computing may: much further, because many requests can waste before the first is known to."""
 TICK = 0.005
