@@ -7,9 +7,10 @@ Every connection is a closed loop without pauses: it sends the next request as s
 refusal. The load comes from a process of its own (`python -m bench.overload load`, sockets and epoll). Since it shares
 the machine's cores with the server, `--peaks` compares each crowd's goodput with the best that a few connections reach
 *beside the same crowd*, which then loads an idle server of canned refusals (`python -m bench.overload canned`) as often
-as it was refused. In that run fast clients request as many streams as slow readers were given: the engine's work for
-them is wanted, and only the cost of slow reading is a loss. Fairness is Jain's index over the good answers of the
-connections: 1 if all got the same number.
+as it was refused. Good clients beside a crowd of others are also compared with as many of them: more have larger
+batches, whatever the crowd does. In that run fast clients request as many streams as slow readers were given: the
+engine's work for them is wanted, and only the cost of slow reading is a loss. Fairness is Jain's index over the good
+answers of the connections: 1 if all got the same number.
 """
 
 from __future__ import annotations
