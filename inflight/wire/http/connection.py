@@ -52,6 +52,7 @@ class HttpConnection(asyncio.Protocol):
     # More than 30 attributes, which is what instances of a class can share the layout of: without slots each access is
     # a look-up in a dictionary of the connection's own.
     __slots__ = (
+        "__weakref__",
         "_app",
         "_awaits_continue",
         "_began",
