@@ -542,9 +542,7 @@ def test_overload(tmp_path: Path) -> None:
     with serve(tmp_path, str(POCKET), *arguments) as server:
         body = {"prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}
         calls = [Background(post, server.http, "/v1/completions", body) for _ in range(2)]
-        eventually(
-            lambda: metrics(server.http)["tgi_batch_current_size"][()] == 2 or any(call.done for call in calls)
-        )
+        eventually(lambda: metrics(server.http)["tgi_batch_current_size"][()] == 2 or any(call.done for call in calls))
         small = json.dumps({"inputs": "Once", "parameters": {"max_new_tokens": 2}}).encode()
         with contextlib.closing(connect(server.http, 60)) as connection:
             connection.request("POST", "/generate", small, JSON)
