@@ -15,4 +15,8 @@ cmake -S "$copy/tree" -B "$copy/build" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAG
     -DPython_EXECUTABLE="$python" > /dev/null
 cmake --build "$copy/build" --target _native -j2
 cp "$copy"/build/_native*.so "$copy/tree/inflight/kernels/"
-PYTHONPATH="$copy/tree" "$python" -P examples/recipes/kernel_operation.py
+# An editable installation's finder would come before PYTHONPATH, and find the package of this tree.
+PYTHONPATH="$copy/tree" "$python" -P -c '
+import runpy, sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in type(each).__module__]
+runpy.run_path(sys.argv[1], run_name="__main__")' examples/recipes/kernel_operation.py
