@@ -58,6 +58,7 @@ from inflight.contract.media import (
 )
 from inflight.contract.pages import Page, Transfer, Transferred
 from inflight.contract.plan import (
+    FRESH,
     POSITIVE,
     RANGES,
     UNSOUND,
@@ -122,6 +123,7 @@ __all__ = [
     "CODES",
     "DTYPES",
     "DTYPE_CODES",
+    "FRESH",
     "GREEDY",
     "IMAGE",
     "JSON_OPTIONS",

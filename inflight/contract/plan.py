@@ -309,6 +309,9 @@ class StepPlan(msgspec.Struct, array_like=True, frozen=True, tag=10):
     drafts: list[Draft] = []
 
 
+FRESH = 16
+"""Tokens of a row that the draft model reads without their being counted in `StepResult.caught_up`. A row that misses
+more has not just been decoded: its prompt is read, or what came while it did not guess."""
 UNSOUND = "the model's logits are not all numbers; are its weights whole, and of this dtype?"
 
 

@@ -107,7 +107,7 @@ class AsyncTokenizer:
     def _encode_long(self, text: str, add_special_tokens: bool, most: int | None) -> Tokenized:
         began = time.perf_counter()
         size = most * SAMPLE if most else len(text)
-        while most is not None and size < len(text):
+        while most and size < len(text):
             (tokens,) = self._tokenizer.encode_batch([text[:size]], add_special_tokens)
             if len(tokens) > most + MARGIN:
                 return Tokenized(tokens, False, time.perf_counter() - began)

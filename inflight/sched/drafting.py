@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 
-from inflight.contract import StepResult
+from inflight.contract import FRESH, StepResult
 from inflight.sched.sequence import Sequence
 from inflight.sched.speculation import HOPE, MARGIN, PACE, PAUSE, Experience
 
@@ -20,8 +20,6 @@ COST = 0.2
 """Share of a step of the model that one of the draft model is expected to take before one was measured."""
 READ_COST = 0.1
 """Share of a step of the draft model that a token takes that it reads, before one was measured."""
-FRESH = 16
-"""Tokens that the draft model reads beside its guesses without mention."""
 SHARE = 0.01
 """Share of the time that may be lost by the draft model."""
 START = 8

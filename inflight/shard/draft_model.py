@@ -15,7 +15,7 @@ import numpy as np
 
 from inflight.checkpoint import ModelFolder, open_model
 from inflight.config import ModelConfig
-from inflight.contract import Array, StepPlan, Transfer
+from inflight.contract import FRESH, Array, StepPlan, Transfer
 from inflight.device import Device, Ranks
 from inflight.errors import StartError
 from inflight.models import CausalLM, ForwardBatch, ModelArray, is_encoder, load_model
@@ -26,10 +26,6 @@ log = logging.getLogger("inflight")
 
 CATCH_UP = 256
 """Tokens of earlier steps that the draft model computes in one step, at most: they delay its rows."""
-
-FRESH = 16
-"""A row that misses more tokens than this has not just been decoded: the draft model reads its prompt, or what came
-while the row did not guess."""
 
 NO_CHECK = "guesses are checked exactly on the CPU engine only"
 

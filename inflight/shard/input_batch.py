@@ -281,8 +281,7 @@ class InputBatch:
         if chunks and (self._switch or self._stretched):
             reach = np.maximum(taken.positions + 1, np.repeat(self._reach[index], lengths))
         self._behind = _divided(spare, guesses) if spare else {}
-        kept = bool(saves or self._behind)
-        save_at, save_to = self._saves(rows, ends, saves) if kept else (None, None)
+        save_at, save_to = self._saves(rows, ends, saves) if saves or self._behind else (None, None)
         batch = ForwardBatch(
             token_ids=taken.token_ids,
             positions=taken.positions,

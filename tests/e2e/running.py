@@ -376,6 +376,20 @@ def metrics(address: str) -> dict[str, dict[tuple[str, ...], float]]:
     return found
 
 
+def in_one_batch(address: str, begin: Callable[[], Background], count: int, least: int) -> list[Background]:
+    """Begins generations and returns them when at least `least` of them are seen in one batch. Where a busy machine has
+    ended one before that, all of them begin again."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        calls = [begin() for _ in range(count)]
+        while not any(call.done for call in calls):
+            if metrics(address)["tgi_batch_current_size"][()] >= least:
+                return calls
+        for call in calls:
+            call.result()
+    raise AssertionError(f"{least} generations were never seen in one batch")
+
+
 def in_flight(address: str) -> int:
     """Requests in the server now."""
     return int(metrics(address)["inflight_requests_in_flight"][()])

@@ -16,7 +16,7 @@ import pytest
 from inflight.cli import main
 from inflight.errors import InvalidRequest
 from inflight.llm import LLM
-from tests.e2e.running import Background, Served, eventually, get, metrics, request, serve
+from tests.e2e.running import Background, Served, eventually, get, in_one_batch, request, serve
 from tests.e2e.test_replicas import ranks
 from tests.unit.test_lora import save_adapter
 
@@ -99,10 +99,6 @@ def written(address: str, adapter: str) -> str:
     return text
 
 
-def at_work(server: Served, rows: int) -> bool:
-    return bool(metrics(server.http)["tgi_batch_current_size"][()] >= rows)
-
-
 def test_they_come_and_go(server: Served, adapted: tuple[dict[str, Path], list[list[int]]], tmp_path: Path) -> None:
     """By vLLM's routes: requests have the adapter that they began with, also when it is replaced or unloaded, and ranks
     that are started again have those that are loaded then."""
@@ -117,8 +113,7 @@ def test_they_come_and_go(server: Served, adapted: tuple[dict[str, Path], list[l
     assert (status, "has already been loaded" in text) == (400, True)
 
     whole = written(server.http, "blue")
-    running = [Background(written, server.http, "blue") for _ in range(4)]
-    eventually(lambda: at_work(server, 3) or any(call.done for call in running))
+    running = in_one_batch(server.http, lambda: Background(written, server.http, "blue"), 4, least=3)
     assert change(server, "load", lora_name="blue", lora_path=str(folders["red"]), load_inplace=True)[0] == 200
     assert generate(server.http, "blue") == red
     assert [call.result() for call in running] == [whole] * 4
@@ -129,8 +124,7 @@ def test_they_come_and_go(server: Served, adapted: tuple[dict[str, Path], list[l
     assert [generate(server.http, name) for name in NAMES * 2] == [plain, red, red] * 2
 
     whole = written(server.http, "blue")
-    running = [Background(written, server.http, "blue") for _ in range(2)]
-    eventually(lambda: at_work(server, 2) or any(call.done for call in running))
+    running = in_one_batch(server.http, lambda: Background(written, server.http, "blue"), 2, least=2)
     assert change(server, "unload", lora_name="blue")[0] == 200
     assert generate(server.http, "red") == red
     body = json.dumps({"inputs": "a", "parameters": {"adapter_id": "blue"}}).encode()

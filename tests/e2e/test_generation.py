@@ -30,6 +30,7 @@ from tests.e2e.running import (
     eventually,
     free_address,
     get,
+    in_one_batch,
     metrics,
     process,
     request,
@@ -541,8 +542,7 @@ def test_overload(tmp_path: Path) -> None:
     arguments = ["--kv-cache-memory", "16m", "--max-concurrent-requests", "2", "--max-total-tokens", "512"]
     with serve(tmp_path, str(POCKET), *arguments) as server:
         body = {"prompt": PROMPT, "max_tokens": 480, "ignore_eos": True}
-        calls = [Background(post, server.http, "/v1/completions", body) for _ in range(2)]
-        eventually(lambda: metrics(server.http)["tgi_batch_current_size"][()] == 2 or any(call.done for call in calls))
+        calls = in_one_batch(server.http, lambda: Background(post, server.http, "/v1/completions", body), 2, least=2)
         small = json.dumps({"inputs": "Once", "parameters": {"max_new_tokens": 2}}).encode()
         with contextlib.closing(connect(server.http, 60)) as connection:
             connection.request("POST", "/generate", small, JSON)
@@ -604,8 +604,7 @@ def test_a_folder_that_cannot_be_served(tmp_path: Path) -> None:
 def test_sigterm_lets_streams_finish(tmp_path: Path) -> None:
     with serve(tmp_path, str(POCKET), "--kv-cache-memory", "16m", "--max-total-tokens", "512") as server:
         body = {"prompt": PROMPT, "max_tokens": 450, "ignore_eos": True}
-        call = Background(post, server.http, "/v1/completions", body)
-        eventually(lambda: metrics(server.http)["tgi_batch_current_size"][()] == 1)
+        (call,) = in_one_batch(server.http, lambda: Background(post, server.http, "/v1/completions", body), 1, least=1)
         assert server.end() == 0
         status, answer = call.result()
         assert status == 200
